@@ -132,7 +132,7 @@ def create_model(
         short = name.removeprefix(TIMM)
         if not timm.is_model(short.split(".")[0]):
             raise unknown("create_model", "network of timm", short, timm.list_models(), 'All names: retinue.list_models("timm:*").')
-        model = timm_network(short, num_classes=num_classes, in_chans=in_chans, size=size, pretrained=pretrained, **kwargs)
+        model: Any = timm_network(short, num_classes=num_classes, in_chans=in_chans, size=size, pretrained=pretrained, **kwargs)
     elif name in _networks:
         model = _build(name, pretrained, {}, {**arguments, "input_size": size})
     elif timm.is_model(name):
@@ -160,7 +160,7 @@ def image_size(input_size: int | tuple[int, int] | list[int] | None) -> tuple[in
     return pair
 
 
-def _build(name: str, pretrained: bool, overlay: dict[str, Any], kwargs: dict[str, Any]) -> nn.Module:
+def _build(name: str, pretrained: bool, overlay: dict[str, Any], kwargs: dict[str, Any]) -> Any:
     """Build a network of ours with what both doors, `create_model` and `timm.create_model`, promise."""
     entry = _networks[name]
     features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", None)
@@ -168,25 +168,27 @@ def _build(name: str, pretrained: bool, overlay: dict[str, Any], kwargs: dict[st
     for keyword in kwargs:
         if keyword not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             raise unknown(name, "option", keyword, [*accepted, "features_only", "out_indices"])
-    model = entry.build(**kwargs)
+    model: Any = entry.build(**kwargs)
     cfg = {**entry.cfg, "architecture": name, "num_classes": 1000, **overlay}
     if pretrained:
         _load_published(name, entry, model, cfg, overlay)
     model.pretrained_cfg = model.default_cfg = cfg
     if not features_only:
         return model
-    taps = FeatureGetterNet(model, out_indices=tuple(range(len(model.feature_info))) if out_indices is None else out_indices)
+    taps: Any = FeatureGetterNet(model, out_indices=tuple(range(len(model.feature_info))) if out_indices is None else out_indices)
     taps.pretrained_cfg = taps.default_cfg = cfg
     taps.in_chans, taps.adaptation = model.in_chans, model.adaptation
     return taps
 
 
-def _load_published(name: str, entry: Entry, model: nn.Module, cfg: dict[str, Any], overlay: dict[str, Any]) -> None:
+def _load_published(name: str, entry: Entry, model: Any, cfg: dict[str, Any], overlay: dict[str, Any]) -> None:
     """Fetch the weights through timm, turn their names into ours, and fit stem and classifier to the channels and classes asked for."""
     if entry.weights_of is None:
         have = ", ".join(other for other, e in _networks.items() if e.weights_of)
         raise ArgumentError(f"create_model: no weights were published for {name}. Use pretrained=False; weights exist for {have}.")
     published = timm.models.get_pretrained_cfg(entry.weights_of)
+    if published is None:
+        raise LookupError(f"register: timm has no settings of {entry.weights_of}, which {name} names")
     source = {**published.to_dict(), "first_conv": cfg["first_conv"], "classifier": cfg["classifier"], **overlay}
     load_pretrained(model, source, num_classes=model.num_classes, in_chans=model.in_chans, filter_fn=entry.convert)
     cfg.update(source)

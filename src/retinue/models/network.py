@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -128,9 +130,7 @@ class Network(nn.Module):
         if not self.grad_checkpointing or torch.jit.is_scripting():
             return stage(x)
         for block in stage.children() if isinstance(stage, nn.Sequential) else [stage]:
-            x = checkpoint(
-                block, x, use_reentrant=False, context_fn=lambda block=block: (contextlib.nullcontext(), frozen_statistics(block))
-            )
+            x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_first_and_second_pass, block))
         return x
 
     def _walk(self) -> Iterator[tuple[str, nn.Module]]:
@@ -143,7 +143,7 @@ class Network(nn.Module):
     def forward_intermediates(
         self,
         x: Float[Tensor, "batch channels height width"],
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -177,7 +177,7 @@ class Network(nn.Module):
                 break
         return maps if intermediates_only else (x, maps)
 
-    def prune_intermediate_layers(self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """Throw away the layers behind the last tap asked for, and the head; `features_only` calls this.
 
         Args:
@@ -201,6 +201,10 @@ class Network(nn.Module):
         if prune_head or last < len(self.feature_info) - 1:
             self.reset_classifier(0, "")
         return take
+
+
+def _first_and_second_pass(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return contextlib.nullcontext(), frozen_statistics(block)
 
 
 @contextlib.contextmanager

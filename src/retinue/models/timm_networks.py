@@ -56,7 +56,7 @@ def timm_network(name: str, *, num_classes: int, in_chans: int, size: tuple[int,
     return model
 
 
-def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except TypeError as error:
@@ -93,7 +93,7 @@ def _sizing_arguments(skeleton: nn.Module, name: str, size: tuple[int, int], nat
 
 
 def _window(
-    skeleton: nn.Module, name: str, native: dict[str, Any], size: tuple[int, int], patch: int, shrink: int, arguments: dict[str, Any]
+    skeleton: Any, name: str, native: dict[str, Any], size: tuple[int, int], patch: int, shrink: int, arguments: dict[str, Any]
 ) -> list[str]:
     """Choose windows of attention that divide every stage's map, where the network has windows."""
     window = getattr(skeleton, "window_size", None) or next((m.window_size for m in skeleton.modules() if hasattr(m, "window_size")), None)

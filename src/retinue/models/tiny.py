@@ -1,6 +1,6 @@
 """Four tiny backbones for tests: one of ours, two of timm's, and a module that knows nothing of any protocol."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ def tiny(
     >>> sum(p.numel() for p in tiny("ours").parameters()) < 100_000
     True
     """
-    common = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size}
+    common: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size}
     if kind == "ours":
         return create_model("small_convnet", widths=[16, 16, 32, 32], **common)
     if kind == "timm_cnn":
