@@ -67,7 +67,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
         raise unknown(f"timm:{name}", "option", keyword, [p for p in known if p != "self"]) from None
 
 
-def _sizing_arguments(skeleton: nn.Module, name: str, size: tuple[int, int], native: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _sizing_arguments(skeleton: Any, name: str, size: tuple[int, int], native: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Choose `img_size`, `patch_size` and `window_size` for a network that is built for one size; nothing for any other.
 
     The patch is the largest that divides the sides and leaves 7x7 tokens (4x4 in the last stage, where the stages shrink).

@@ -1,0 +1,76 @@
+"""The parser of all commands: jsonargparse, with errors of one line that name the nearest option."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jsonargparse
+
+from retinue.errors import ArgumentError, near_misses
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Reads the words after `retinue COMMAND`; options may be written with dashes or underscores, and are never abbreviated.
+
+    Args:
+        command: its name.
+        summary: what it does, for `--help`.
+    """
+
+    def __init__(self, command: str = "", summary: str = "", **options: Any) -> None:
+        self.command = command
+        super().__init__(
+            prog=f"retinue {command}" if summary else command, description=summary, allow_abbrev=False, exit_on_error=False, **options
+        )
+
+    def options_of(self, function: Callable[..., Any], skip: Sequence[str] = ()) -> None:
+        """Add an option for each argument of a function, with its type, default and docstring, except those in `skip` and those there."""
+        there = {action.dest for action in self._actions}
+        self.add_function_arguments(function, skip={*skip, *there}, fail_untyped=False)
+
+    def read(self, words: Sequence[str]) -> jsonargparse.Namespace | None:
+        """Parse the words of a command; None after `--help`, which has been printed.
+
+        Raises:
+            ArgumentError: in one line, with the nearest options, if they do not fit.
+        """
+        words = [
+            re.sub(r"^--[^=]*", lambda option: f"--{option[0][2:].replace('-', '_')}", word) if word.startswith("--") else word
+            for word in words
+        ]
+        if "--help" in words or "-h" in words:
+            print(self.format_help().rstrip())
+            return None
+        try:
+            return self.parse_args(words)
+        except Exception as error:  # jsonargparse raises argparse's error here, some types raise their own
+            raise ArgumentError(f"{self.prog}: {self._one_line(str(error))} All options: {self.prog} --help.") from error
+
+    def read_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Check values that were not typed on the command line, and return them converted.
+
+        Raises:
+            ArgumentError: in one line, if one has the wrong type.
+        """
+        try:
+            return self.parse_object(dict(values), defaults=False).as_dict()
+        except Exception as error:
+            raise ArgumentError(f"{self.prog}: {self._one_line(str(error))}") from error
+
+    def _one_line(self, text: str) -> str:
+        text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")
+        if found := re.match(r"unrecognized arguments: (.*)", text, re.IGNORECASE):
+            word = found[1].split()[0]
+            if not word.startswith("-"):
+                return f"{word} is one word too many."
+            close = near_misses(word, [option for action in self._actions for option in action.option_strings])
+            return f"there is no option {word}." + (f" Did you mean {', '.join(close)}?" if close else "")
+        if found := re.search(r'key "([^"]+)":\s+(.*)', text, re.DOTALL):
+            option, reason = found.groups()
+            union = re.search(r"Subtypes: \[(.*?)\]\n.*Given value: ([^\n]*)", reason, re.DOTALL)
+            plain = re.search(r"Expected an? (.*?)\. Got value: ([^\n]*)", reason, re.DOTALL)
+            if union or plain:
+                expected, value = (union or plain).groups()  # type: ignore[union-attr]
+                return f"`{option}` must be {' or '.join(expected.split(', ')) if union else expected}, got {value}."
+            return f"`{option}`: {' '.join(reason.split())}"
+        return " ".join(text.split()) + "."
