@@ -19,7 +19,6 @@ COMMANDS = {
     "export": "write a run's model for other programs",
     "claim": "try what a paper claims, and judge by a rule fixed beforehand",
     "claims": "list the verdicts of all claims tried so far",
-    "studio": "browse runs, systems and models in the web browser",
 }
 RESUMABLE = ("demo", "train", "run")
 
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         elif isinstance(error, RetinueError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {str(error).rstrip()}", file=sys.stderr)
         else:
             text = " ".join(str(error).split())
             print(f"error: {type(error).__name__}: {text} (add --debug to see where)", file=sys.stderr)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jsonargparse
+import yaml
 
 from retinue.errors import ArgumentError, near_misses
 
@@ -19,6 +20,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def __init__(self, command: str = "", summary: str = "", **options: Any) -> None:
         self.command = command
+        self.blocks: tuple[str, ...] = ()
         super().__init__(
             prog=f"retinue {command}" if summary else command, description=summary, allow_abbrev=False, exit_on_error=False, **options
         )
@@ -28,12 +30,33 @@ class Parser(jsonargparse.ArgumentParser):
         there = {action.dest for action in self._actions}
         self.add_function_arguments(function, skip={*skip, *there}, fail_untyped=False)
 
+    def block(self, name: str) -> None:
+        """Take `--NAME.KEY VALUE` for any key; what is given stands in the namespace as the dict `NAME_arguments`."""
+        self.blocks = (*self.blocks, name)
+
+    def _without_blocks(self, words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+        rest: list[str] = []
+        found: dict[str, dict[str, Any]] = {name: {} for name in self.blocks}
+        waiting = iter(words)
+        for word in waiting:
+            option, equals, value = word.partition("=")
+            name, dot, key = option.removeprefix("--").partition(".")
+            if not (option.startswith("--") and dot and name in self.blocks):
+                rest.append(word)
+                continue
+            text = value if equals else next(waiting, None)
+            if text is None:
+                raise ArgumentError(f"{self.prog}: {option} needs a value.")
+            found[name][key.replace("-", "_")] = yaml.safe_load(text)
+        return rest, found
+
     def read(self, words: Sequence[str]) -> jsonargparse.Namespace | None:
         """Parse the words of a command; None after `--help`, which has been printed.
 
         Raises:
             ArgumentError: in one line, with the nearest options, if they do not fit.
         """
+        words, found = self._without_blocks(words)
         words = [
             re.sub(r"^--[^=]*", lambda option: f"--{option[0][2:].replace('-', '_')}", word) if word.startswith("--") else word
             for word in words
@@ -42,9 +65,12 @@ class Parser(jsonargparse.ArgumentParser):
             print(self.format_help().rstrip())
             return None
         try:
-            return self.parse_args(words)
+            options = self.parse_args(words)
         except Exception as error:  # jsonargparse raises argparse's error here, some types raise their own
             raise ArgumentError(f"{self.prog}: {self._one_line(str(error))} All options: {self.prog} --help.") from error
+        for name, arguments in found.items():
+            options[f"{name}_arguments"] = arguments
+        return options
 
     def read_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Check values that were not typed on the command line, and return them converted.

@@ -120,21 +120,23 @@ class Bound:
         return retinue.data.open(self.recipe.data["name"], **self.data_arguments)
 
     def build(self, data: "Data") -> Any:
-        """Build the model for the data; None where the recipe names none."""
+        """Build the model for the data, from the seed of `fit`; None where the recipe names none."""
         import retinue
+        from retinue.engine.seeds import seed_all
 
         if not self.recipe.model:
             return None
         size, channels = data.preprocessing.input_size, data.preprocessing.channels
         fitting = {"num_classes": len(data.classes), "in_chans": channels, "input_size": size}
+        seed_all(self.fit_arguments.get("seed", 0))
         return retinue.create_model(**{**fitting, **self.recipe.model})
 
-    def run(self, run_dir: str | Path, data: "Data | None" = None, progress: bool = True) -> Any:
+    def run(self, run_dir: str | Path, data: "Data | None" = None, progress: bool = True, model: Any = None) -> Any:
         """Train; the same call again goes on where a killed one stopped. Returns the run, or what the procedure returns."""
         import retinue
 
         data = data or self.open()
-        given = {"model": self.build(data), "data": data, "run_dir": run_dir, "progress": progress}
+        given = {"model": model or self.build(data), "data": data, "run_dir": run_dir, "progress": progress}
         asked = {name: given[name] for name in GIVEN if name in inspect.signature(self.target).parameters}
         result = self.target(**asked, **self.target_arguments)
         if self.recipe.procedure is not None:
@@ -164,6 +166,19 @@ def bind(recipe: Recipe) -> Bound:
     if isinstance(fit.get("views"), str):
         fit["views"] = retinue.views.parse(fit["views"])
     return Bound(recipe, target, _fitting(target, block, GIVEN, recipe.source, block["name"]), data, fit)
+
+
+def normalisation_of(model: str, data: Block) -> Block:
+    """Return mean and std (and the size, where the data names none) of a network's published weights, as arguments of `retinue.data.open`."""
+    import torch
+
+    import retinue
+
+    with torch.device("meta"):
+        network = retinue.create_model(model)
+    cfg: Any = network.pretrained_cfg
+    size = {} if "input_size" in data else {"input_size": tuple(cfg["input_size"][-2:])}
+    return {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "channels": 3, **size}
 
 
 def resolve(name: str, source: str = "") -> Callable[..., Any]:

@@ -74,6 +74,12 @@ class Logs:
             for row in self.rows:
                 self.board.add_scalar(row[2], row[3], row[0])
 
+    def __enter__(self) -> "Logs":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     def write(self, step: int, epoch: float, numbers: dict[str, float]) -> None:
         """Write the numbers of a step."""
         rows = [(step, round(epoch, 6), name, float(value)) for name, value in numbers.items()]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retinue.data import Batch, Loader
+from retinue.data import Batch, Data, Loader
 from retinue.engine.modes import evaluating
 
 
@@ -25,6 +25,13 @@ class Objective(nn.Module):
     views: tuple[Any, ...] | None = None
     monitor: str = "loss"
     mode: str = "min"
+
+    def check(self, model: nn.Module, data: Data) -> None:
+        """Refuse a model or data with which this objective cannot work, before anything is computed.
+
+        Raises:
+            ArgumentError: with what to do.
+        """
 
     def players(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Name the groups of parameters that have an optimiser of their own; by default one group, "model", of all that learn."""

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from retinue.data import Data
 from retinue.engine import checkpoint
 from retinue.errors import ArgumentError, CheckpointError
+from retinue.models import config
 
+PLACES = ("run_dir", "progress", "loggers")  # settings of `fit` that say nothing about the result
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "safetensors", "numpy", "scikit-learn")
 
 
@@ -31,6 +35,7 @@ class Run:
         history: one dict a logged step: {"step", "epoch", "train/loss", "val/top1", ...}.
         steps: updates done.
         seconds: time spent in training, over all resumptions.
+        best_step: updates after which the model was the best; -1 if it was never judged.
     """
 
     dir: Path | None
@@ -40,6 +45,7 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
+    best_step: int = -1
 
 
 def environment() -> dict[str, Any]:
@@ -64,6 +70,46 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def describe(model: nn.Module, objective: nn.Module, data: Data, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe what defines a run's result, as JSON values in the sections model, objective, data and fit."""
+    rebuilt = config(model)
+    plain = {name: value for name, value in vars(objective).items() if name[0] != "_" and name != "training" and _is_plain(value)}
+    return {
+        "model": {**(rebuilt or {"class": _class(model)}), "parameters": sum(p.numel() for p in model.parameters())},
+        "objective": {"class": _class(objective), **plain},
+        "data": data.describe(),
+        "fit": {name: value if _is_plain(value) else repr(value) for name, value in settings.items() if name not in PLACES},
+    }
+
+
+def facts(model: nn.Module, data: Data, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Describe what a checkpoint's weights are, so that they can be used without the run."""
+    import retinue
+
+    return {
+        "model": config(model) or {"class": _class(model)},
+        "classes": data.classes,
+        "preprocessing": data.preprocessing.to_dict(),
+        "step": step,
+        "metrics": dict(metrics),
+        "provenance": {"retinue": retinue.__version__, "torch": torch.__version__, "data": data.name, "fingerprint": data.train.fingerprint},
+    }
+
+
+def _class(thing: object) -> str:
+    inner = getattr(thing, "module", None) if type(thing).__name__ == "Adapted" else None
+    kind = type(inner if inner is not None else thing)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def open_run(run_dir: Path, config: dict[str, Any], free_to_change: set[str], needed_bytes: int) -> None:

@@ -1,0 +1,33 @@
+"""Numbers that say how good something is, torchmetrics' where it has them."""
+
+from retinue.metrics.cka import hsic, linear_cka, minibatch_cka
+from retinue.metrics.classification import (
+    Calibration,
+    PerClass,
+    balanced_accuracy,
+    brier_score,
+    calibration,
+    confusion_matrix,
+    expected_calibration_error,
+    most_confused,
+    negative_log_likelihood,
+    per_class,
+    top_k_accuracy,
+)
+
+__all__ = [
+    "Calibration",
+    "PerClass",
+    "balanced_accuracy",
+    "brier_score",
+    "calibration",
+    "confusion_matrix",
+    "expected_calibration_error",
+    "hsic",
+    "linear_cka",
+    "minibatch_cka",
+    "most_confused",
+    "negative_log_likelihood",
+    "per_class",
+    "top_k_accuracy",
+]

@@ -1,0 +1,5 @@
+"""Training with labels."""
+
+from retinue.train.supervised import Supervised
+
+__all__ = ["Supervised"]

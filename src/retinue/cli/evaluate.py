@@ -1,0 +1,30 @@
+"""`retinue evaluate RUN [--data DATA]`."""
+
+from jsonargparse import Namespace
+
+from retinue.cli.parser import Parser
+
+
+def arguments(parser: Parser) -> None:
+    """Take a run, and other data if wanted."""
+    parser.add_argument("run", type=str, help="a run's folder")
+    parser.add_argument("--data", type=str, default=None, help="other data; classes are matched by name (default: the run's own)")
+    parser.add_argument("--split", type=str, default="test", help="test, val or train")
+    parser.add_argument("--batch_size", type=int, default=256, help="images at a time")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: Namespace) -> None:
+    """Print top1, top5, ece and loss."""
+    import json
+
+    import retinue
+    from retinue.engine import check_run, held_out
+
+    folder = check_run(options.run)
+    split = held_out(folder, options.data, options.split)
+    numbers = retinue.evaluate(retinue.load(folder), split, batch_size=options.batch_size)
+    if options.json:
+        print(json.dumps({**numbers, "images": len(split)}))
+    else:
+        print(f"{len(split)} images: " + "  ".join(f"{name} {value:.4f}" for name, value in numbers.items()))

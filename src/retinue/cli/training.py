@@ -1,0 +1,48 @@
+"""What train, run and demo do alike: train, measure on the test split, write the report, and say where it is."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import retinue
+from retinue.cli.recipes import Bound
+from retinue.engine.checkpoint import write_whole
+
+
+def train_and_report(bound: Bound, run_dir: str | Path, progress: bool = True) -> dict[str, float]:
+    """Run a recipe in a folder; if it is a training, measure it on the test split and write the report.
+
+    Returns:
+        The numbers on the test split; for objectives without labels those of the validation split, and for procedures what they return.
+    """
+    folder = Path(run_dir)
+    data = bound.open()
+    for name, reason in data.skipped:
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    model = bound.build(data)
+    for note in getattr(model, "adaptation", []):
+        print(f"{bound.recipe.model['name']}: {note}", file=sys.stderr)
+    result = bound.run(folder, data, progress, model)
+    write_whole(folder / "recipe.yaml", yaml.safe_dump(bound.recipe.blocks(), sort_keys=False).encode())
+    if bound.recipe.procedure is not None:
+        _print(result)
+        print(f"results: {folder}")
+        return result
+    from retinue.report import report
+
+    labelled = len(data.classes) > 1 and getattr(result.model, "num_classes", 0) == len(data.classes) and "top1" in result.metrics
+    numbers = retinue.evaluate(result.model, data.test) if labelled and len(data.test) else dict(result.metrics)
+    write_whole(folder / "test.json", (json.dumps(numbers, indent=1) + "\n").encode())
+    _print({"test" if labelled else "validation": numbers, "training": f"{result.steps} steps in {result.seconds:.1f} s"})
+    print(f"report: {report(folder)}")
+    return numbers
+
+
+def _print(values: Any) -> None:
+    """Print nested numbers, a line for each group."""
+    for name, value in values.items():
+        text = "  ".join(f"{key} {number:.4g}" for key, number in value.items()) if isinstance(value, dict) else value
+        print(f"{name}: {text}")
