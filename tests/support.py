@@ -53,3 +53,31 @@ def parameters(model: nn.Module) -> int:
 def reductions(model: Any) -> list[int]:
     """List the strides that a network's `feature_info` states."""
     return [tap["reduction"] for tap in (model.feature_info if isinstance(model.feature_info, list) else model.feature_info.info)]
+
+
+def train_a_little(seed: int) -> tuple[int, Tensor, int]:
+    """Train a small network for three steps; importable, so that other processes can run it. Returns seed, weights and threads."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.randn(5, 1, 8, 8)).square().mean().backward()
+        optimizer.step()
+    return seed, torch.cat([parameter.detach().flatten() for parameter in net.parameters()]), torch.get_num_threads()
+
+
+def fails_at_three(item: int) -> float:
+    """Fail for one item; importable."""
+    return 1 / (item - 3)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Compare nested dicts and lists of tensors and values, bit for bit."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)

@@ -61,8 +61,8 @@ def noisy(seed: int = 0) -> Noisy:
 def settings(**changes: Any) -> dict[str, Any]:
     """Arguments of a training in which much is remembered from step to step."""
     common: dict[str, Any] = {
-        "epochs": 3, "batch_size": 16, "lr": 3e-3, "ema": 0.9, "log_every": 4, "loggers": ("csv",), "progress": False, "views": "crop(1), flip",
-        "checkpoint_every": 3, "seed": 5,
+        "epochs": 3, "batch_size": 16, "lr": 3e-3, "ema": 0.9, "log_every": 4, "loggers": ("csv",), "progress": False,
+        "views": "crop(1), flip", "checkpoint_every": 3, "seed": 5,
     }  # fmt: skip
     return {**common, **changes}
 

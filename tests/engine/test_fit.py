@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from engine.cases import Duel, Noisy, digits, noisy, settings, train
 from torch import Tensor, nn
 
 import retinue
-from engine.cases import Duel, Noisy, digits, noisy, settings, train
 from retinue.data import Batch
 from retinue.engine import Objective
 from retinue.engine.logs import read_metrics
@@ -24,10 +24,13 @@ from retinue.train import Supervised
 
 def test_it_is_a_plain_loop_bit_for_bit() -> None:
     data = digits()
-    run = retinue.fit(noisy(), Supervised(), data, **settings(ema=None, views=None, schedule="constant", epochs=2, optimizer="sgd", patience=None))
+    run = retinue.fit(
+        noisy(), Supervised(), data, **settings(ema=None, views=None, schedule="constant", epochs=2, optimizer="sgd", patience=None)
+    )
     model = noisy()
     optimizer = torch.optim.SGD([{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.05},
-                                 {"params": [p for p in model.parameters() if p.ndim <= 1]}], lr=3e-3, momentum=0.9, nesterov=True)  # fmt: skip
+                                 {"params": [p for p in model.parameters() if p.ndim <= 1]}],
+                                lr=3e-3, momentum=0.9, nesterov=True)  # fmt: skip
     loader = data.train.loader(16, shuffle=True, seed=5)
     best, kept = -1.0, {}
     with own_randomness():
@@ -167,7 +170,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_batch(t
             return {**numbers, "loss": numbers["loss"] * (math.nan if self.count == 5 else 1)}
 
     model = noisy()
-    with pytest.raises(NonFiniteError, match=r"the loss became nan at step 4, before its update\. The batch \(training images .*saved in .*nonfinite") as told:
+    with pytest.raises(
+        NonFiniteError, match=r"the loss became nan at step 4, before its update\. The batch \(training images .*saved in .*nonfinite"
+    ) as told:
         retinue.fit(model, Exploding(), digits(), run_dir=tmp_path, **settings())
     assert all(torch.isfinite(p).all() for p in model.parameters())
     saved = torch.load(next(tmp_path.glob("nonfinite-*.pt")), weights_only=True)
@@ -200,14 +205,16 @@ def test_wrong_arguments_are_refused_by_name(changes: dict[str, Any], message: s
 
 
 def test_the_wrong_kind_of_thing_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"`objective` must be an Objective such as retinue\.train\.Supervised\(\), got the class Supervised"):
+    with pytest.raises(
+        ArgumentError, match=r"`objective` must be an Objective such as retinue\.train\.Supervised\(\), got the class Supervised"
+    ):
         retinue.fit(noisy(), Supervised, digits())  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"`data` must come from retinue\.data\.open, got a str"):
         retinue.fit(noisy(), Supervised(), "digits")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"the model has 7 outputs and digits has 10 classes\. Build it with num_classes=10"):
         retinue.fit(Noisy(classes=7), Supervised(), digits(), **settings())
+    one = retinue.data.from_arrays(digits().train.images()[:, 0].numpy(), [0] * 160)
     with pytest.raises(ArgumentError, match=r"one class \(0\), so there is nothing to tell apart"):
-        one = retinue.data.from_arrays(digits().train.images()[:, 0].numpy(), [0] * 160)
         retinue.fit(Noisy(classes=1), Supervised(), one, **settings())
     with pytest.raises(ArgumentError, match=r"`patience` needs validation images"):
         train(data=digits(val_fraction=0.0), patience=1)
@@ -217,7 +224,9 @@ def test_the_wrong_kind_of_thing_is_refused() -> None:
 
 def test_another_run_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
     train(tmp_path, epochs=1)
-    with pytest.raises(ArgumentError, match=r"holds another run: lr was 0\.003 and now is 0\.1\. Choose another `run_dir`, or delete this one"):
+    with pytest.raises(
+        ArgumentError, match=r"holds another run: lr was 0\.003 and now is 0\.1\. Choose another `run_dir`, or delete this one"
+    ):
         train(tmp_path, epochs=1, lr=0.1)
 
 
@@ -231,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path: Path)
 def test_the_log_is_what_was_logged(tmp_path: Path) -> None:
     run = train(tmp_path, epochs=1)
     rows = read_metrics(tmp_path / "metrics.csv")
-    assert [row for row in rows if row[2] == "val/top1"][0][3] == run.metrics["top1"]
+    assert next(row for row in rows if row[2] == "val/top1")[3] == run.metrics["top1"]
     assert {row[0] for row in rows} == {4, 8, 10}
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["fit"]["views"] == "Compose([Crop(1), Flip()])" or "crop" in config["fit"]["views"].lower()

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from engine.cases import Duel, digits, noisy, settings, train
+from support import same
 from torch import Tensor, nn
 
 import retinue
-from engine.cases import Duel, digits, noisy, settings, train
 from retinue.engine import checkpoint
 from retinue.errors import CheckpointError
 from retinue.models import adapt
@@ -66,17 +67,13 @@ def everything(folder: Path) -> dict[str, Any]:
     assert found.training is not None
     training = {name: value for name, value in found.training.items() if name != "seconds"}
     best = checkpoint.read(folder / "best")
-    return {"last": found.tensors, "training": training, "best": best.tensors, "facts": best.facts["metrics"], "log": (folder / "metrics.csv").read_bytes()}
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
+    return {
+        "last": found.tensors,
+        "training": training,
+        "best": best.tensors,
+        "facts": best.facts["metrics"],
+        "log": (folder / "metrics.csv").read_bytes(),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +150,9 @@ def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), again.model.state_dict().values()))
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    whole: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert in_a_process(one_training, tmp_path, 25, "after") == -signal.SIGKILL
     newest = max((tmp_path / "checkpoints").glob("step-*"))
     content = bytearray((newest / "training.pt").read_bytes())
@@ -183,7 +182,9 @@ def test_a_procedure_of_several_stages_goes_on_at_its_stage(tmp_path: Path) -> N
                 model = noisy()
                 if start:
                     model.load_state_dict(start["weights"])
-                run = retinue.fit(model, Killed(at if name == "second" else -1, "after"), digits(), run_dir=steps.folder(name), **settings(epochs=1))
+                run = retinue.fit(
+                    model, Killed(at if name == "second" else -1, "after"), digits(), run_dir=steps.folder(name), **settings(epochs=1)
+                )
                 return {"weights": run.model.module.state_dict(), "top1": run.metrics["top1"]}
 
             weights = steps(name, one, name, weights)

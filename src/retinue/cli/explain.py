@@ -22,7 +22,7 @@ def run(options: Namespace) -> None:
 
     import retinue
     from retinue.engine import check_run, find_images
-    from retinue.explain import explain_files
+    from retinue.explain.files import explain_files
 
     folder = check_run(options.run)
     out = Path(options.out or folder / "explain")

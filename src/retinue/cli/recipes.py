@@ -169,7 +169,7 @@ def bind(recipe: Recipe) -> Bound:
 
 
 def normalisation_of(model: str, data: Block) -> Block:
-    """Return mean and std (and the size, where the data names none) of a network's published weights, as arguments of `retinue.data.open`."""
+    """Return mean and std (and the size, where the data names none) of a network's published weights, as arguments of `data.open`."""
     import torch
 
     import retinue

@@ -8,7 +8,9 @@ from retinue.cli.parser import Parser
 def arguments(parser: Parser) -> None:
     """Take a system or a recipe's file, and changes to it."""
     parser.add_argument("slug", type=str, help="a system, or the path of a recipe such as a run's recipe.yaml")
-    parser.add_argument("changes", nargs="*", default=[], help="pairs of a setting and its value, such as: fit.epochs 3 model.width_mult 0.5")
+    parser.add_argument(
+        "changes", nargs="*", default=[], help="pairs of a setting and its value, such as: fit.epochs 3 model.width_mult 0.5"
+    )
     parser.add_argument("--scale", type=str, default="laptop", help="which recipe: laptop, or paper (the paper's own settings)")
     parser.add_argument("--data", type=str, default=None, help="other data than the recipe's")
     parser.add_argument("--run_dir", type=str, default=None, help="the run's folder (default: runs/SLUG-SCALE)")

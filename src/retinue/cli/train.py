@@ -9,9 +9,15 @@ def arguments(parser: Parser) -> None:
     """Take the data and the model, and every argument of `retinue.data.open` and `retinue.fit`."""
     import retinue
 
-    parser.add_argument("--data", type=str, required=True, help="a folder of class folders, a parquet or npz file, or a name such as digits")
-    parser.add_argument("--model", type=str, default="timm:resnet18", help="a network: retinue.list_models(), timm:NAME; its options: --model.KEY")
-    parser.add_argument("--objective", type=str, default="Supervised", help="what is minimised, by dotted name; its options: --objective.KEY")
+    parser.add_argument(
+        "--data", type=str, required=True, help="a folder of class folders, a parquet or npz file, or a name such as digits"
+    )
+    parser.add_argument(
+        "--model", type=str, default="timm:resnet18", help="a network: retinue.list_models(), timm:NAME; its options: --model.KEY"
+    )
+    parser.add_argument(
+        "--objective", type=str, default="Supervised", help="what is minimised, by dotted name; its options: --objective.KEY"
+    )
     parser.add_argument("--pretrained", action="store_true", help="start from the published weights, with their normalisation")
     parser.add_argument("--run_dir", type=str, default=None, help="the run's folder (default: runs/DATA-MODEL)")
     parser.block("model")

@@ -1,7 +1,7 @@
 """Images and labels: sources, splits, batches, and the views in which they are shown."""
 
 from retinue.data import views
-from retinue.data.dataset import Data, Split, from_arrays, open  # noqa: A004 - as in retinue.data.open
+from retinue.data.dataset import Data, Split, from_arrays, open
 from retinue.data.loader import Batch, Loader
 from retinue.data.preprocessing import BadImageError, Preprocessing, decode
 

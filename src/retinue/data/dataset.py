@@ -20,7 +20,7 @@ from retinue.data.loader import Loader
 from retinue.data.preprocessing import Preprocessing, Resize, common_size, moments
 from retinue.data.records import Records
 from retinue.data.splits import PARTS, split_indices, thinned
-from retinue.data.store import FileStore, MemoryStore, Store, file_names, fits_in_memory, load, refusal, scan, shapes
+from retinue.data.store import Bad, FileStore, MemoryStore, Store, file_names, fits_in_memory, load, refusal, scan, shapes
 from retinue.errors import ArgumentError, DataError, unknown
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class Split:
     """
 
     store: Store
-    positions: Int[Tensor, "images"]
-    labels: Int[Tensor, "images"]
+    positions: Int[Tensor, " images"]
+    labels: Int[Tensor, " images"]
     names: Sequence[str]
     classes: list[str]
     preprocessing: Preprocessing
@@ -51,7 +51,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def images(self, indices: Int[Tensor, "batch"] | Sequence[int] | None = None) -> UInt8[Tensor, "batch channels height width"]:
+    def images(self, indices: Int[Tensor, " batch"] | Sequence[int] | None = None) -> UInt8[Tensor, "batch channels height width"]:
         """Return some of the images as bytes, or all of them."""
         chosen = self.positions if indices is None else self.positions[torch.as_tensor(indices, dtype=torch.int64)]
         return self.store.images(chosen)
@@ -60,7 +60,7 @@ class Split:
         """Return what to call an image."""
         return self.names[int(index)]
 
-    def subset(self, indices: Int[Tensor, "chosen"] | Sequence[int]) -> "Split":
+    def subset(self, indices: Int[Tensor, " chosen"] | Sequence[int]) -> "Split":
         """Return a split of some of the images, in the order given."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         names = [self.names[i] for i in chosen.tolist()]
@@ -119,7 +119,7 @@ class Data:
         }
 
 
-def open(  # noqa: A001 - the name that DESIGN fixes, as in retinue.data.open
+def open(
     source: str | Path,
     *,
     input_size: int | tuple[int, int] | None = None,
@@ -264,13 +264,13 @@ def _make(
     used = np.sort(np.concatenate([parts[part] for part in PARTS]))
     items = records.items[used] if isinstance(records.items, np.ndarray) else [records.items[i] for i in used]
     names = [records.names[i] for i in used]
-    bad = {}
+    bad: Bad = {}
     if input_size is None or channels is None:
         found, colours, bad = shapes(items)
         if not found:
             raise DataError(refusal(bad, names, len(names)))
         input_size, channels = input_size or common_size(found), channels or colours
-    preprocessing = Preprocessing(tuple(input_size), channels, resize=resize, interpolation=interpolation, read_size=read_size)
+    preprocessing = Preprocessing(input_size, channels, resize=resize, interpolation=interpolation, read_size=read_size)
     store: Store
     if in_memory or (in_memory is None and fits_in_memory(len(items), preprocessing)):
         store, broken = load(items, preprocessing)

@@ -33,8 +33,8 @@ class Batch:
     """
 
     images: Float[Tensor, "batch channels height width"]
-    labels: Int[Tensor, "batch"]
-    indices: Int[Tensor, "batch"]
+    labels: Int[Tensor, " batch"]
+    indices: Int[Tensor, " batch"]
     views: tuple[Tensor, ...] = ()
     targets: Float[Tensor, "batch classes"] | None = None
 
@@ -59,7 +59,7 @@ class Loader:
     Args:
         split: the images.
         batch_size: images of one process in a batch.
-        shuffle: another order in every epoch, and no incomplete last batch (unless there is only that one); otherwise the split's own order.
+        shuffle: another order in every epoch, and no incomplete last batch (unless it is the only one); else the split's own order.
         views: what each image is shown as: None (as it is), one view, or several, each of which makes a tensor of its own.
         seed: of the order and of the views.
         rank: which process this is; a batch of all processes together is cut into equal parts.
@@ -97,7 +97,7 @@ class Loader:
         whole = self.batch_size * self.world
         return max(1, len(self.split) // whole) if self.shuffle else -(-len(self.split) // whole)
 
-    def order(self, epoch: int) -> Int[Tensor, "images"]:
+    def order(self, epoch: int) -> Int[Tensor, " images"]:
         """Return the order of the images in an epoch."""
         if not self.shuffle:
             return torch.arange(len(self.split))
@@ -121,7 +121,7 @@ class Loader:
 
     def _decoded(self, store: FileStore, parts: list[Tensor], epoch: int) -> Iterator[Batch]:
         asked = [self.split.positions[indices].tolist() for indices in parts]
-        source = torch.utils.data.DataLoader(
+        source: Any = torch.utils.data.DataLoader(
             store,  # type: ignore[arg-type]
             batch_sampler=asked,
             num_workers=self.workers,

@@ -108,11 +108,14 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """Build it from what `to_dict` returned."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        arguments: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**arguments)
 
     def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.shape[-3] != self.channels:
-            raise ShapeError(f"these images have {images.shape[-3]} channels and {self.channels} are expected. Open the data with channels=.")
+            raise ShapeError(
+                f"these images have {images.shape[-3]} channels and {self.channels} are expected. Open the data with channels=."
+            )
         dtype = images.dtype if images.is_floating_point() else torch.float32
         mean, std = (torch.tensor(values, device=images.device, dtype=dtype).reshape(-1, 1, 1) for values in (self.mean, self.std))
         return mean, std
@@ -142,7 +145,17 @@ def decode(item: Item) -> UInt8[Tensor, "channels height width"]:
         raise BadImageError("more pixels than Pillow opens; scale it down first") from None
     except FileNotFoundError:
         raise BadImageError("no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, AttributeError, MemoryError) as error:  # plugins' own
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        MemoryError,
+    ) as error:  # plugins' own
         raise BadImageError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
@@ -263,7 +276,7 @@ def moments(images: UInt8[Tensor, "batch channels height width"]) -> tuple[tuple
 
 
 def common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Choose a size for images of several: theirs if they agree, else a square of the median short side, a multiple of 32 and at most 224."""
+    """Choose a size for images: theirs if they agree, else a square of the median short side, a multiple of 32 and at most 224."""
     if len(set(sizes)) == 1:
         return sizes[0]
     median = int(np.median([min(size) for size in sizes]))

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from retinue.errors import DataError
 
-SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .jp2".split())
+SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2"])
 SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test",
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
 }  # fmt: skip
 IMAGE_COLUMNS = ("image", "images", "img", "jpg", "png", "bytes", "picture", "x", "data")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "targets", "y", "fine_label", "category")
@@ -83,7 +84,9 @@ def from_folder(folder: Path) -> Records:
             words.append(inside[0] if len(inside) > 1 else UNLABELLED)
             split.append(part)
     if not paths:
-        raise DataError(f"data: {folder} holds no images ({', '.join(sorted(SUFFIXES))}). Give a folder with a folder of images for each class.")
+        raise DataError(
+            f"data: {folder} holds no images ({', '.join(sorted(SUFFIXES))}). Give a folder with a folder of images for each class."
+        )
     if UNLABELLED in words and len(set(words)) > 1:
         loose = [str(path) for path, word in zip(paths, words) if word == UNLABELLED]
         raise DataError(f"data: {len(loose)} images lie beside the class folders, such as {loose[0]}. Move them into one.")
@@ -149,7 +152,8 @@ def from_npz(path: Path, image_column: str | None, label_column: str | None) -> 
     if not found:
         image = _column(str(path), list(arrays), image_column, IMAGE_COLUMNS, "image")
         found[""] = image, _column(str(path), list(arrays), label_column, LABEL_COLUMNS, "label", needed=False)
-    images, values, split = [], [], []
+    images, split = [], []
+    values: list[Any] = []
     for part, (image, label) in found.items():
         many = len(arrays[image])
         given = arrays[label].tolist() if label else [UNLABELLED] * many
@@ -202,7 +206,7 @@ def _numbered(where: str, values: list[Any], names: list[str] | None) -> tuple[N
         raise DataError(f"data: {where} has {len(missing)} rows without a label, the first is row {missing[0]}. Label or remove them.")
     if all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in values):
         least, most = min(values, default=0), max(values, default=0)
-        if names is not None and 0 <= least and most < len(names):
+        if names is not None and least >= 0 and most < len(names):
             return np.array(values, dtype=np.int64), names
         if names is not None:
             raise DataError(f"data: {where} has labels from {least} to {most} and {len(names)} class names.")
@@ -215,5 +219,7 @@ def _checked_split(where: str, split: list[str]) -> NDArray[Any] | None:
     if not any(split):
         return None
     if not all(split):
-        raise DataError(f"data: {where} says for some images to which split they belong, and for {split.count('')} not (train, val or test).")
+        raise DataError(
+            f"data: {where} says for some images to which split they belong, and for {split.count('')} not (train, val or test)."
+        )
     return np.array(split)

@@ -11,9 +11,7 @@ PARTS = ("train", "val", "test")
 Indices = NDArray[np.int64]
 
 
-def split_indices(
-    labels: Indices, given: NDArray[Any] | None, val_fraction: float, test_fraction: float, seed: int
-) -> dict[str, Indices]:
+def split_indices(labels: Indices, given: NDArray[Any] | None, val_fraction: float, test_fraction: float, seed: int) -> dict[str, Indices]:
     """Choose which images belong to which split.
 
     Splits that the source gives are kept. A missing test split is drawn from the training images, then a missing validation split from

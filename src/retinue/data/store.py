@@ -36,7 +36,7 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self.tensor)
 
-    def images(self, indices: Int[Tensor, "batch"]) -> UInt8[Tensor, "batch channels height width"]:
+    def images(self, indices: Int[Tensor, " batch"]) -> UInt8[Tensor, "batch channels height width"]:
         """Return some of the images."""
         return self.tensor.index_select(0, indices)
 
@@ -66,7 +66,7 @@ class FileStore:
     def __getitem__(self, index: int) -> Tensor:
         return self.preprocessing.read(self.items[index])
 
-    def images(self, indices: Int[Tensor, "batch"]) -> UInt8[Tensor, "batch channels height width"]:
+    def images(self, indices: Int[Tensor, " batch"]) -> UInt8[Tensor, "batch channels height width"]:
         """Decode some of the images."""
         return torch.stack([self[index] for index in indices.tolist()])
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from retinue.errors import CheckpointError
 
 FORMAT = 1
+WRITING, REPLACED = ".writing-", ".replaced-"  # what a writer puts beside the name it writes, and aside
 
 
 @dataclass
@@ -46,9 +47,9 @@ def save(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], 
     Raises:
         CheckpointError: if it cannot be written; the half-written copy is removed and nothing that existed is touched.
     """
-    beside = folder.with_name(f".writing-{folder.name}")
+    beside, old = folder.with_name(WRITING + folder.name), folder.with_name(REPLACED + folder.name)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
+        _tidy(folder)
         beside.mkdir(parents=True)
         safetensors.torch.save_file(_separate(tensors), beside / "model.safetensors")
         if training is not None:
@@ -59,16 +60,12 @@ def save(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], 
         for path in [*beside.iterdir(), beside]:
             _flush(path)
         if folder.exists():
-            old = folder.with_name(f".replaced-{folder.name}")
-            shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
-            beside.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            beside.rename(folder)
+        beside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
         _flush(folder.parent)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors wrap a full disk in their own errors
-        shutil.rmtree(beside, ignore_errors=True)
+        _tidy(folder)
         raise CheckpointError(f"The checkpoint {folder} could not be written: {error}. What was saved before is untouched.") from error
 
 
@@ -106,7 +103,7 @@ def read_plain(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds more than tensors and plain values and was not opened: it could run code.") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # bytes that are no pickle end in errors of any kind
         raise CheckpointError(f"{path} is not a readable training state: {error}.") from error
 
 
@@ -123,15 +120,29 @@ def newest_valid(parent: Path, prefix: str, training: bool = True) -> tuple[Chec
 
 def keep_newest(parent: Path, prefix: str, count: int) -> None:
     """Delete all but the newest `count` checkpoints `prefix`*, and what a killed writer left behind."""
+    recover(parent)
     for folder in sorted(parent.glob(f"{prefix}*"), reverse=True)[count:]:
         shutil.rmtree(folder, ignore_errors=True)
-    for left in [*parent.glob(".writing-*"), *parent.glob(".replaced-*")]:
-        shutil.rmtree(left, ignore_errors=True)
+
+
+def recover(parent: Path) -> None:
+    """Tidy a folder of checkpoints after a writer was killed: what it had moved aside and not replaced yet is put back."""
+    for prefix in (WRITING, REPLACED):
+        for left in parent.glob(f"{prefix}*"):
+            _tidy(left.with_name(left.name.removeprefix(prefix)))
+
+
+def _tidy(folder: Path) -> None:
+    beside, old = folder.with_name(WRITING + folder.name), folder.with_name(REPLACED + folder.name)
+    shutil.rmtree(beside, ignore_errors=True)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that at any moment the old or the new content is there, never a part."""
-    beside = path.with_name(f".writing-{path.name}")
+    beside = path.with_name(WRITING + path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content)
@@ -156,6 +167,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _sealed(body: dict[str, Any]) -> bytes:
     """Serialise in one way only, with a hash of itself, so that no byte can change unnoticed."""
+    body = json.loads(json.dumps(body))  # keys that are numbers become strings, which sort differently
     seal = _sha256(json.dumps(body, sort_keys=True).encode())
     return (json.dumps({**body, "seal": seal}, sort_keys=True, indent=1) + "\n").encode()
 

@@ -32,7 +32,9 @@ def launch(accelerator: str, devices: int, precision: str) -> "Fabric":
         fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
         fabric.launch()
     except (ValueError, RuntimeError) as error:
-        raise ArgumentError(f"fit: accelerator={accelerator!r}, devices={devices} cannot be had here: {' '.join(str(error).split())}") from error
+        raise ArgumentError(
+            f"fit: accelerator={accelerator!r}, devices={devices} cannot be had here: {' '.join(str(error).split())}"
+        ) from error
     return fabric
 
 

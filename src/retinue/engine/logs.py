@@ -82,7 +82,7 @@ class Logs:
 
     def write(self, step: int, epoch: float, numbers: dict[str, float]) -> None:
         """Write the numbers of a step."""
-        rows = [(step, round(epoch, 6), name, float(value)) for name, value in numbers.items()]
+        rows = [(step, float(f"{epoch:g}"), name, float(value)) for name, value in numbers.items()]  # as they will be read back
         self.rows += rows
         if self.metrics is not None:
             csv.writer(self.metrics, lineterminator="\n").writerows(_texts(row) for row in rows)

@@ -94,7 +94,12 @@ def facts(model: nn.Module, data: Data, step: int, metrics: Mapping[str, float])
         "preprocessing": data.preprocessing.to_dict(),
         "step": step,
         "metrics": dict(metrics),
-        "provenance": {"retinue": retinue.__version__, "torch": torch.__version__, "data": data.name, "fingerprint": data.train.fingerprint},
+        "provenance": {
+            "retinue": retinue.__version__,
+            "torch": torch.__version__,
+            "data": data.name,
+            "fingerprint": data.train.fingerprint,
+        },
     }
 
 
@@ -138,20 +143,22 @@ def open_run(run_dir: Path, config: dict[str, Any], free_to_change: set[str], ne
             f"fit: checkpoints in {run_dir} will take about {needed_bytes / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free. "
             "Make room or choose another `run_dir`."
         )
+    checkpoint.recover(run_dir)
     config = json.loads(json.dumps(config))
     path = run_dir / "config.json"
     if path.exists():
         try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not readable JSON: {error}. Delete {run_dir} to start again.") from error
-        changed = _changes(before, config, free_to_change)
+            changed = _changes(json.loads(path.read_text(encoding="utf-8")), config, free_to_change)
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{path} is not a readable configuration: {error}. Delete {run_dir} to start again.") from error
         if changed:
             raise ArgumentError(
                 f"fit: {run_dir} holds another run: {'; '.join(changed[:5])}. Choose another `run_dir`, or delete this one to start again."
             )
     elif any((run_dir / "checkpoints").glob("step-*")):
-        raise CheckpointError(f"fit: {run_dir} holds checkpoints but no config.json, so nobody can say of what run. Choose another `run_dir`.")
+        raise CheckpointError(
+            f"fit: {run_dir} holds checkpoints but no config.json, so nobody can say of what run. Choose another `run_dir`."
+        )
     checkpoint.write_whole(path, (json.dumps(config, indent=1) + "\n").encode())
     checkpoint.write_whole(run_dir / "environment.json", (json.dumps(environment(), indent=1) + "\n").encode())
 

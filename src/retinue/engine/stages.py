@@ -36,7 +36,7 @@ class Stages:
         """Return the folder in which the stage `name` may keep what it writes itself, such as the run of a `fit`."""
         return None if self.run_dir is None else self.run_dir / name
 
-    def __call__(self, name: str, function: Callable[..., Values], *arguments: Any, **options: Any) -> Values:
+    def __call__(self, name: str, function: Callable[..., Values], /, *arguments: Any, **options: Any) -> Values:
         """Return the result of `function(*arguments, **options)`, computed now or read back.
 
         Args:
@@ -50,34 +50,36 @@ class Stages:
         """
         if name in self._names:
             raise ArgumentError(f'stages: the stage "{name}" was run twice in one procedure. Give each its own name.')
-        if not name or name != Path(name).name:
+        if name in ("", "..") or name != Path(name).name:
             raise ArgumentError(f'stages: "{name}" cannot be the name of a folder. Leave out slashes.')
         self._names.add(name)
-        if self.run_dir is None:
-            return function(*arguments, **options)
-        place = self.run_dir / "stages" / name
-        if place.exists():
+        place = None if self.run_dir is None else self.run_dir / "stages" / name
+        if place is not None and place.exists():
             try:
                 done = checkpoint.read(place)
                 return _joined(done.facts["values"], done.tensors)
             except CheckpointError as error:
                 print(f"stage {name} is run again: {error}")
         result = function(*arguments, **options)
+        if not isinstance(result, dict):
+            raise ArgumentError(f'stages: "{name}" must return a dict of tensors and JSON values, got a {type(result).__name__}.')
         tensors: dict[str, Tensor] = {}
         values = _parted(result, "", tensors, name)
-        checkpoint.save(place, tensors, {"values": values})
-        return _joined(values, tensors)  # as it will be read back: tuples are lists
+        if place is not None:
+            checkpoint.save(place, tensors, {"values": values})
+        return _joined(values, tensors)  # as it will be read back: tuples are lists, tensors are plain ones
 
 
 def _parted(value: Any, path: str, tensors: dict[str, Tensor], stage: str) -> Any:
     """Replace each tensor by a reference and collect it."""
     if isinstance(value, Tensor):
-        tensors[path] = value
-        return {"tensor": path}
+        key = f"{len(tensors)}{path}"  # numbered, since keys with slashes could make two paths equal
+        tensors[key] = value.detach().cpu()
+        return {"tensor": key}
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise ArgumentError(f'stages: the result of "{stage}" has keys at "{path}" that are no strings. Use strings.')
-        return {"dict": {key: _parted(item, f"{path}/{key}", tensors, stage) for key, item in value.items()}}
+        return {"dict": [[key, _parted(item, f"{path}/{key}", tensors, stage)] for key, item in value.items()]}  # a list keeps the order
     if isinstance(value, list | tuple):
         return {"list": [_parted(item, f"{path}/{i}", tensors, stage) for i, item in enumerate(value)]}
     try:
@@ -94,7 +96,7 @@ def _joined(value: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
-        return {key: _joined(item, tensors) for key, item in content.items()}
+        return {key: _joined(item, tensors) for key, item in content}
     if kind == "list":
         return [_joined(item, tensors) for item in content]
     return content

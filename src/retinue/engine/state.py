@@ -231,5 +231,12 @@ class Training:
         model: Any = self.model
         model.classes, model.preprocessing = self.data.classes, self.data.preprocessing
         return Run(
-            self.folder, model, self.objective.eval(), dict(self.best), history(logs.rows), self.step, round(self.seconds, 3), self.best_step
+            self.folder,
+            model,
+            self.objective.eval(),
+            dict(self.best),
+            history(logs.rows),
+            self.step,
+            round(self.seconds, 3),
+            self.best_step,
         )

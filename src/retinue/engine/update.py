@@ -46,7 +46,9 @@ def make_update(training: "Training", fabric: "Fabric", accumulate: int, clip_gr
             if not player:
                 break
             if turn == len(training.players):
-                raise ArgumentError(f"fit: {type(objective).__name__}.losses yields more often than it has players ({', '.join(training.players)}).")
+                raise ArgumentError(
+                    f"fit: {type(objective).__name__}.losses yields more often than it has players ({', '.join(training.players)})."
+                )
             optimizer = training.optimizers[player]
             distributed.average_gradients(fabric, training.players[player])
             if clip_grad is not None:

@@ -15,7 +15,7 @@ class Supervised(Objective):
     """Cross-entropy of the model's logits.
 
     Args:
-        label_smoothing: share of every target that is spread over all classes, in [0, 1) (Szegedy et al. 2015, arXiv 1512.00567, section 7).
+        label_smoothing: share of every target that is spread over all classes, in [0, 1) (arXiv 1512.00567, section 7).
         aux_weight: weight of the loss of an auxiliary head, for models that return (logits, auxiliary logits) in training.
         class_weights: weight of each class in the loss; None weighs all alike.
 
@@ -27,20 +27,28 @@ class Supervised(Objective):
     def __init__(self, label_smoothing: float = 0.0, aux_weight: float = 0.4, class_weights: list[float] | None = None) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
-            raise ArgumentError(f"Supervised: `label_smoothing` must lie in [0, 1), got {label_smoothing}. The paper of Inception-v3 has 0.1.")
+            raise ArgumentError(
+                f"Supervised: `label_smoothing` must lie in [0, 1), got {label_smoothing}. The paper of Inception-v3 has 0.1."
+            )
         if class_weights is not None and not all(weight >= 0 for weight in class_weights):
             raise ArgumentError(f"Supervised: `class_weights` must be 0 or more, got {class_weights}.")
         self.label_smoothing, self.aux_weight, self.class_weights = label_smoothing, aux_weight, class_weights
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.weights: Tensor | None
         self.register_buffer("weights", weights, persistent=False)
 
     def check(self, model: nn.Module, data: Data) -> None:
         """Refuse data of one class, and a model with another number of outputs than there are classes."""
         classes = len(data.classes)
         if classes < 2:
-            raise ArgumentError(f"Supervised: {data.name} has one class ({data.classes[0]}), so there is nothing to tell apart. Add a second.")
+            raise ArgumentError(
+                f"Supervised: {data.name} has one class ({data.classes[0]}), so there is nothing to tell apart. Add a second."
+            )
         if model.num_classes != classes:
-            raise ArgumentError(f"Supervised: the model has {model.num_classes} outputs and {data.name} has {classes} classes. Build it with num_classes={classes}.")
+            raise ArgumentError(
+                f"Supervised: the model has {model.num_classes} outputs and {data.name} has {classes} classes. "
+                f"Build it with num_classes={classes}."
+            )
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise ArgumentError(f"Supervised: `class_weights` needs {classes} numbers, one for each class, got {len(self.class_weights)}.")
 

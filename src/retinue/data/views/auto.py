@@ -140,7 +140,7 @@ def operate(
     together = operation.argsort(stable=True)
     counts = torch.bincount(operation, minlength=len(OPERATIONS)).tolist()
     counts = [sum(counts[:MOVES]), *counts[MOVES:]]
-    groups = zip(("move", *OPERATIONS[MOVES:]), images[together].split(counts), together.split(counts))
+    groups = zip(("move", *OPERATIONS[MOVES:]), images.index_select(0, together).split(counts), together.split(counts))
     parts = []
     for name, part, rows in groups:
         if not len(rows):
@@ -160,7 +160,7 @@ def operate(
             parts.append(to_kind(color.autocontrast(to_unit(part)), part))
         else:
             parts.append(TF.equalize(part) if name == "equalize" else part)
-    return torch.cat(parts)[together.argsort()] if parts else images
+    return torch.cat(parts).index_select(0, together.argsort()) if parts else images
 
 
 def _moves(operation: Tensor, level: Tensor, height: int, width: int, strengths: Strengths) -> Tensor:

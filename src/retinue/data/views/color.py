@@ -47,9 +47,8 @@ def hue(x: Floats, turn: Factor) -> Floats:
     """Turn the hue by `turn`, a share of the full circle; changes nothing where there are not three channels.
 
     With V and m the largest and smallest channel and C = V - m, the hue H in sixths of the circle, in -3 .. 3 with red at 0, has the
-    magnitude (V - m + g + b - r - m) / C and the sign of g - b. Back again, red is m + C clip(2 - |H|), green is
-    m + C (clip(H) + clip(-2 - H)) and blue that of -H, each clipped to 0 .. 1: plain arithmetic on whole planes, without a case for each
-    sixth.
+    magnitude (V - m + g + b - r - m) / C and the sign of g - b. Back again, a channel whose own hue lies at distance d on the circle is
+    m + C clip(2 - d, 0, 1), and d = 3 - ||H - own| - 3|. So there is no case for each sixth, only plain arithmetic on whole planes.
     """
     if x.shape[1] != 3:
         return x
@@ -58,19 +57,14 @@ def hue(x: Floats, turn: Factor) -> Floats:
     low = torch.minimum(red, green)
     torch.maximum(high, blue, out=high)
     torch.minimum(low, blue, out=low)
-    chroma = high - low
-    angle = green + blue
-    angle.sub_(red).add_(high).sub_(low).sub_(low).div_(torch.clamp_min(chroma, 1e-12, out=high))
-    angle.copysign_(torch.sub(green, blue, out=high)).add_(6 * turn[:, None, None])
-    angle.sub_(torch.mul(angle, 1 / 6, out=high).round_().mul_(6))
-    torch.abs(angle, out=red).sub_(2).clamp_(-1, 0).mul_(chroma)
-    torch.sub(low, red, out=red)
-    for plane in (green, blue):
-        torch.neg(angle, out=high)
-        torch.clamp(angle, 0, 1, out=plane)
-        plane.add_(torch.sub(high, 2, out=angle).clamp_(0, 1)).mul_(chroma).add_(low)
-        angle, high = high, angle
-    return x
+    angle = (green + blue).sub_(red).add_(high).sub_(low).sub_(low)
+    chroma = high.sub_(low)
+    angle.div_(chroma.clamp_min(1e-12)).copysign_(green - blue)
+    shift = 6 * turn[:, None] - torch.tensor([0.0, 2.0, -2.0], device=x.device)
+    shift = shift - 6 * (shift / 6).round()  # so that |H - own| is at most 6
+    torch.add(angle[:, None], shift[:, :, None, None], out=x)
+    x.abs_().sub_(3).abs_().clamp_(1, 2).mul_(chroma[:, None])
+    return x.add_(low.sub_(chroma)[:, None])
 
 
 def sharpness(x: Floats, factor: Factor) -> Floats:

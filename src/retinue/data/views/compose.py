@@ -103,14 +103,14 @@ class Choose(View):
 
     def _apply(self, images: Images, keys: Keys) -> Viewed:
         rows, own = self._chosen(keys)
-        shown = [view(images[mine], part) for view, mine, part in zip(self.views, rows, own)]
-        return torch.cat(shown)[torch.cat(rows).argsort()]
+        shown = [view(images.index_select(0, mine), part) for view, mine, part in zip(self.views, rows, own)]
+        return torch.cat(shown).index_select(0, torch.cat(rows).argsort())
 
     def _mix(self, images: Images, partners: Images, keys: Keys) -> tuple[Viewed, Share]:
         rows, own = self._chosen(keys)
         shown, shares = zip(*(view.mix(images[mine], partners[mine], part) for view, mine, part in zip(self.views, rows, own)))
         back = torch.cat(rows).argsort()
-        return torch.cat(shown)[back], torch.cat(shares)[back]
+        return torch.cat(shown).index_select(0, back), torch.cat(shares)[back]
 
     def _chosen(self, keys: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Draw a view for each row: the rows of each view, and the keys with which it draws for them."""

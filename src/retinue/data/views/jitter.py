@@ -193,8 +193,8 @@ def _in_order(operations: list, x: Tensor, factors: Tensor, order: Tensor) -> Te
     for turn in range(len(operations)):
         now = order[rows, turn]
         together = now.argsort(stable=True)
-        rows, x = rows[together], x[together]
+        rows, x = rows[together], x.index_select(0, together)
         counts = torch.bincount(now, minlength=len(operations)).tolist()
         for number, (operation, part, mine) in enumerate(zip(operations, x.split(counts), rows.split(counts))):
             operation(part, factors[mine, number])
-    return x[rows.argsort()]
+    return x.index_select(0, rows.argsort())

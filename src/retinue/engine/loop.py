@@ -1,14 +1,14 @@
 """The one training loop."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from retinue.data import Data, Loader
+from retinue.data import Batch, Data, Loader
 from retinue.engine import distributed
 from retinue.engine.interrupt import Interruption
 from retinue.engine.logs import Logs, Progress
@@ -48,7 +48,7 @@ def fit(
     ema: float | None = None,
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
     channels_last: bool = False,
-    compile: bool = False,  # noqa: A002 - torch's word
+    compile: bool = False,
     views: str | Callable[..., Any] | None = None,
     eval_every: int = 1,
     eval_batch_size: int = 256,
@@ -132,14 +132,14 @@ def fit(
     layout = torch.channels_last if channels_last else torch.preserve_format
     with own_randomness():
         seed_all(seed, EVALUATION)
-        training = Training(model.to(memory_format=layout), objective, data, fabric, settings, total, per_epoch, folder)  # type: ignore[call-overload]
+        training = Training(model.to(memory_format=layout), objective, data, fabric, settings, total, per_epoch, folder)
         training.resume()
         step, written = training.step, time.monotonic()
         logs = Logs(folder if fabric.is_global_zero else None, step, tuple(loggers))
         bar = Progress(progress and fabric.is_global_zero, total, step)
         update = make_update(training, fabric, accumulate, clip_grad)
         with bar, logs, Interruption() as interruption, compiled(model, compile):
-            batches = iter(())
+            batches: Iterator[Batch] = iter(())
             while step < total and not training.stopped:
                 epoch, index = divmod(step, per_epoch)
                 if index == 0 or step == training.step_resumed:

@@ -41,7 +41,9 @@ def load(run_dir: str | Path, model: nn.Module | None = None) -> nn.Module:
     elif "arguments" in made:
         network = create_model(made["name"], **made["arguments"])
     else:
-        raise CheckpointError(f"{found.folder} holds the weights of your own {made['class']}. Build it and give it: load(run_dir, model=...).")
+        raise CheckpointError(
+            f"{found.folder} holds the weights of your own {made['class']}. Build it and give it: load(run_dir, model=...)."
+        )
     try:
         network.load_state_dict(found.tensors)
     except RuntimeError as error:
@@ -115,7 +117,8 @@ def held_out(run_dir: str | Path, source: str | None = None, part: str = "test")
     strange = [name for name in present if name not in number]
     if strange:
         raise DataError(
-            f"evaluate: {source} has classes that {run_dir} was not trained on: {', '.join(strange[:5])}. It knows {', '.join(classes[:20])}."
+            f"evaluate: {source} has classes that {run_dir} was not trained on: {', '.join(strange[:5])}. "
+            f"It knows {', '.join(classes[:20])}."
         )
     mapped = torch.tensor([number.get(name, -1) for name in data.classes])[split.labels]
     return dataclasses.replace(split, labels=mapped, classes=classes)

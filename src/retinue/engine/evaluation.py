@@ -14,7 +14,7 @@ from retinue.metrics import expected_calibration_error, negative_log_likelihood,
 
 def logits(
     model: nn.Module, split: Split, *, batch_size: int = 256, workers: int = 0
-) -> tuple[Float[Tensor, "images classes"], Int[Tensor, "images"]]:
+) -> tuple[Float[Tensor, "images classes"], Int[Tensor, " images"]]:
     """Compute the logits of every image of a split, in evaluation mode, on the model's device.
 
     Args:
@@ -60,7 +60,7 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 256, workers: 
     return judge(found, labels)
 
 
-def judge(found: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> dict[str, float]:
+def judge(found: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> dict[str, float]:
     """Compute the numbers of `evaluate` from logits and labels."""
     if found.ndim != 2 or int(labels.max()) >= found.shape[1]:
         raise ArgumentError(
