@@ -17,7 +17,8 @@ torch.manual_seed(0)
 model = retinue.create_model("timm:vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=2, num_classes=10, in_chans=1, input_size=8)
 retinue.fit(
     model, retinue.train.Supervised(), data, epochs=2, batch_size=32 // devices, optimizer="sgd", lr=0.05, clip_grad=1.0,
-    views="crop(1), flip", log_every=1, seed=3, ema=0.9, devices=devices, accelerator="cpu", run_dir=folder, loggers=("csv",), progress=False,
+    views="crop(1), flip", log_every=1, seed=3, ema=0.9, devices=devices, accelerator="cpu",
+    run_dir=folder, loggers=("csv",), progress=False,
 )
 """
 
