@@ -4,7 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from retinue.models.cifar_resnet import cifar_resnet, resnet20
+from retinue.models.crops import ensemble_predict, multi_crop
 from retinue.models.factory import create_model, list_models, register
+from retinue.models.inception_resnet import inception_resnet_v1, inception_resnet_v2
+from retinue.models.inception_v4 import inception_v4
 from retinue.models.macs import count_macs
 from retinue.models.mlp import mlp
 from retinue.models.protocol import adapt, config, feature_size, pooled_features
@@ -20,9 +23,14 @@ __all__ = [
     "config",
     "count_macs",
     "create_model",
+    "ensemble_predict",
     "feature_size",
+    "inception_resnet_v1",
+    "inception_resnet_v2",
+    "inception_v4",
     "list_models",
     "mlp",
+    "multi_crop",
     "pooled_features",
     "register",
     "resnet20",

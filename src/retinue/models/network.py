@@ -143,7 +143,7 @@ class Network(nn.Module):
     def forward_intermediates(
         self,
         x: Float[Tensor, "batch channels height width"],
-        indices: int | list[int] | None = None,
+        indices: int | Sequence[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -165,7 +165,7 @@ class Network(nn.Module):
         if output_fmt != "NCHW":
             raise ArgumentError(f'forward_intermediates: `output_fmt` must be "NCHW", got "{output_fmt}".')
         self.check_size(x)
-        take, last = feature_take_indices(len(self.feature_info), indices)
+        take, last = feature_take_indices(len(self.feature_info), indices if indices is None or isinstance(indices, int) else list(indices))
         names = [self.feature_info[i]["module"] for i in take]
         end = self.feature_info[last]["module"]
         maps = []
@@ -177,7 +177,7 @@ class Network(nn.Module):
                 break
         return maps if intermediates_only else (x, maps)
 
-    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+    def prune_intermediate_layers(self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """Throw away the layers behind the last tap asked for, and the head; `features_only` calls this.
 
         Args:
@@ -188,7 +188,7 @@ class Network(nn.Module):
         Returns:
             The taps' indices, counted from the front.
         """
-        take, last = feature_take_indices(len(self.feature_info), indices)
+        take, last = feature_take_indices(len(self.feature_info), indices if isinstance(indices, int) else list(indices))
         end = self.feature_info[last]["module"]
         names = [name for name, _ in self._walk()]
         keep = names[: names.index(end) + 1]
@@ -213,11 +213,12 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
     A checkpointed block runs twice per step; without this, its running statistics would move twice.
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms: list[Any] = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None  # the same tensors are saved as in the first pass, and nothing moves
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum, norm.num_batches_tracked = momentum, count
