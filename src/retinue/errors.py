@@ -57,7 +57,7 @@ def unknown(where: str, kind: str, name: str, names: Iterable[str], hint: str = 
     close = near_misses(name, names)
     if close:
         told = f" Did you mean {', '.join(close)}?"
-    elif len(names) <= 12:
+    elif 1 <= len(names) <= 12:
         told = f" There is {', '.join(names)}."
     else:
         told = ""

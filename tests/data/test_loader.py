@@ -1,12 +1,11 @@
 """Batches: order from (seed, epoch) alone, positions that jump, rows that depend on themselves."""
 
+import pytest
 import torch
+from engine.cases import digits
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pytest
-
-from engine.cases import digits
 from retinue.data import Batch, Loader, views
 from retinue.errors import ArgumentError
 

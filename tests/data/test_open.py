@@ -9,12 +9,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from data.test_decoding import encoded
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 import retinue
-from data.test_decoding import encoded
 from retinue.data import from_arrays, named
 from retinue.data import open as open_data
 from retinue.data.splits import split_indices, thinned
@@ -96,7 +96,7 @@ def test_all_broken_images_are_listed_or_left_out_and_never_replaced(tmp_path: P
     with pytest.raises(DataError) as told:
         open_data(tmp_path, in_memory=in_memory)
     text = str(told.value)
-    assert text.startswith("data: 3 of 15 images cannot be used. Mend or remove them, or leave them out with on_bad=\"skip\":")
+    assert text.startswith('data: 3 of 15 images cannot be used. Mend or remove them, or leave them out with on_bad="skip":')
     assert "a/text.png: not an image" in text
     assert "b/empty.jpg: not an image" in text
     assert "b/cut.png: " in text
@@ -229,7 +229,9 @@ def test_a_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_training_split_of_one_class_says_what_to_do(tmp_path: Path) -> None:
-    path = table(tmp_path / "x.parquet", image=PICTURES, label=[0] * 6 + [1] * 4, split=["train"] * 6 + ["test"] * 4, class_names=["ok", "bad"])
+    path = table(
+        tmp_path / "x.parquet", image=PICTURES, label=[0] * 6 + [1] * 4, split=["train"] * 6 + ["test"] * 4, class_names=["ok", "bad"]
+    )
     with pytest.raises(DataError, match=r'has only the class "ok", the others have bad too\. Draw the splits anew with splits="drawn"'):
         open_data(path)
     assert set(open_data(path, splits="drawn").train.labels.tolist()) == {0, 1}

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from retinue.errors import ArgumentError, ShapeError
 
 
-def top_k_accuracy(scores: Float[Tensor, "images classes"], labels: Int[Tensor, "images"], k: int = 1) -> Float[Tensor, ""]:
+def top_k_accuracy(scores: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], k: int = 1) -> Float[Tensor, ""]:
     """Compute the share of images whose label is among the `k` highest scores.
 
     Equal scores rank by class number, lower first, so that k = 1 is what `argmax` says and a constant classifier is right for one class
@@ -44,7 +44,7 @@ def top_k_accuracy(scores: Float[Tensor, "images classes"], labels: Int[Tensor, 
     return ((ahead.sum(1) < k) & ~own[:, 0].isnan()).float().mean()
 
 
-def negative_log_likelihood(logits: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> Float[Tensor, ""]:
+def negative_log_likelihood(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Float[Tensor, ""]:
     """Compute the mean of -log p(label) in nats: the cross-entropy, without smoothing or weights.
 
     Args:
@@ -58,7 +58,7 @@ def negative_log_likelihood(logits: Float[Tensor, "images classes"], labels: Int
     return F.cross_entropy(logits, labels.long())
 
 
-def brier_score(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> Float[Tensor, ""]:
+def brier_score(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Float[Tensor, ""]:
     """Compute the mean of sum_c (p_c - [c is the label])^2, from 0 (sure and right) to 2 (sure and wrong) (Brier 1950).
 
     Args:
@@ -84,19 +84,19 @@ class Calibration:
         accuracy: the share of them that is right; not a number in an empty bin.
     """
 
-    edges: Float[Tensor, "edges"]
-    count: Int[Tensor, "bins"]
-    confidence: Float[Tensor, "bins"]
-    accuracy: Float[Tensor, "bins"]
+    edges: Float[Tensor, " edges"]
+    count: Int[Tensor, " bins"]
+    confidence: Float[Tensor, " bins"]
+    accuracy: Float[Tensor, " bins"]
 
     @property
     def error(self) -> Float[Tensor, ""]:
         """The expected calibration error: sum of (share of the images) * |accuracy - confidence| (Guo et al. 2017, equation 3)."""
         gap = torch.where(self.count > 0, (self.accuracy - self.confidence).abs(), 0.0)
-        return (self.count / self.count.sum() * gap).sum()
+        return (self.count.double() / self.count.sum() * gap).sum()
 
 
-def calibration(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, "images"], bins: int = 15) -> Calibration:
+def calibration(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], bins: int = 15) -> Calibration:
     """Sort predictions by the probability of the class they name, into bins of equal width (Guo et al. 2017, arXiv 1706.04599, section 2).
 
     A bin holds its upper bound and not its lower one, as in the paper, and accuracy and confidence are those of the highest probability.
@@ -125,7 +125,7 @@ def calibration(probabilities: Float[Tensor, "images classes"], labels: Int[Tens
 
 
 def expected_calibration_error(
-    probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, "images"], bins: int = 15
+    probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], bins: int = 15
 ) -> Float[Tensor, ""]:
     """Compute by how much confidence and accuracy differ on average, in [0, 1]; arguments as in `calibration`.
 
@@ -135,7 +135,7 @@ def expected_calibration_error(
     return calibration(probabilities, labels, bins).error
 
 
-def confusion_matrix(predicted: Int[Tensor, "images"], labels: Int[Tensor, "images"], classes: int) -> Int[Tensor, "classes classes"]:
+def confusion_matrix(predicted: Int[Tensor, " images"], labels: Int[Tensor, " images"], classes: int) -> Int[Tensor, "classes classes"]:
     """Count images by label (row) and predicted class (column).
 
     Args:
@@ -166,10 +166,10 @@ class PerClass:
         support: images of the class.
     """
 
-    precision: Float[Tensor, "classes"]
-    recall: Float[Tensor, "classes"]
-    f1: Float[Tensor, "classes"]
-    support: Int[Tensor, "classes"]
+    precision: Float[Tensor, " classes"]
+    recall: Float[Tensor, " classes"]
+    f1: Float[Tensor, " classes"]
+    support: Int[Tensor, " classes"]
 
 
 def per_class(confusion: Int[Tensor, "classes classes"]) -> PerClass:

@@ -23,18 +23,19 @@ from retinue.data.views.base import (
     to_kind,
     to_unit,
 )
-from retinue.data.views.draws import uniform
+from retinue.data.views.draws import derive, uniform
 from retinue.errors import ArgumentError
 
-BLOCK = 1 << 17  # pixels of a block on the CPU: its planes stay in the second-level cache
+BLOCK = 1 << 17  # pixels that are worked on at once, so that their planes stay in a core's cache
 OPERATIONS = (color.brightness, color.contrast, color.saturation, color.hue)
 
 
 @dataclass(frozen=True, repr=False)
 class ColorJitter(View):
-    """Brightness, contrast, saturation and hue, each by a random factor, in an order of its own for each image (as in torchvision).
+    """Brightness, contrast, saturation and hue, each by a random factor, in this order.
 
-    On images that have not three channels, saturation and hue change nothing.
+    Each change is torchvision's; torchvision also draws the order anew for each image. On images that have not three channels, saturation
+    and hue change nothing.
 
     Args:
         brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness]; or the pair (smallest, largest).
@@ -60,18 +61,21 @@ class ColorJitter(View):
 
     def _apply(self, images: Images, keys: Keys) -> Viewed:
         chosen = drawn(uniform(keys, 1)[:, 0], self.p)
-        ranges = [(operation, span) for operation, span in zip(OPERATIONS, self._ranges()) if span is not None]
-        draws = uniform(keys, 1 + 2 * len(ranges))[:, 1:]
-        low, high = (torch.tensor([span[end] for _, span in ranges], device=images.device) for end in (0, 1))
-        factors = low + (high - low) * draws[:, : len(ranges)]
-        order = draws[:, len(ranges) :].argsort(dim=1, stable=True)
+        changes = [(operation, *span) for operation, span in zip(OPERATIONS, self._ranges()) if span is not None]
+        draws = uniform(derive(keys, 0), len(changes))
+        factors = [low + (high - low) * draws[:, number] for number, (_, low, high) in enumerate(changes)]
 
-        def change(images: Images, factors: Tensor, order: Tensor) -> Tensor:
+        def change(images: Tensor, *factors: Tensor) -> Tensor:
             size = len(images) if images.is_cuda else max(1, BLOCK // (images.shape[-2] * images.shape[-1]))
-            blocks = zip(images.split(size), factors.split(size), order.split(size))
-            return torch.cat([to_kind(_in_order([operation for operation, _ in ranges], to_unit(x), f, o), x) for x, f, o in blocks])
+            shown = []
+            for part, *own in zip(*(values.split(size) for values in (images, *factors))):
+                x = to_unit(part)
+                for (operation, _, _), factor in zip(changes, own):
+                    operation(x, factor)
+                shown.append(to_kind(x, part))
+            return torch.cat(shown)
 
-        return on_rows(images, chosen, change, factors, order) if ranges else images
+        return on_rows(images, chosen, change, *factors)
 
     def _ranges(self) -> list[tuple[float, float] | None]:
         """Read the four ranges; one that changes nothing is None."""
@@ -186,15 +190,3 @@ def solarized(images: Images, thresholds: Float[Tensor, " batch"]) -> Images:
         return images.bitwise_xor((images >= bound).to(torch.uint8).mul_(255))
     return torch.where(images >= column(thresholds).to(images.dtype), 1 - images, images)
 
-
-def _in_order(operations: list, x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Change x by all operations, each image in its own order: in each round, the images that share an operation are brought together."""
-    rows = torch.arange(len(x), device=x.device)
-    for turn in range(len(operations)):
-        now = order[rows, turn]
-        together = now.argsort(stable=True)
-        rows, x = rows[together], x.index_select(0, together)
-        counts = torch.bincount(now, minlength=len(operations)).tolist()
-        for number, (operation, part, mine) in enumerate(zip(operations, x.split(counts), rows.split(counts))):
-            operation(part, factors[mine, number])
-    return x.index_select(0, rows.argsort())
