@@ -7,7 +7,7 @@ import pytest
 
 from retinue.errors import ArgumentError
 from retinue.plots import curves
-from retinue.plots.curves import grouped, is_share, logarithmic, title
+from retinue.plots.curves import COLOURS, grouped, is_share, logarithmic, title
 
 ROWS = [
     {"step": 5, "epoch": 0.5, "train/loss": 2.0, "train/top1": 0.2, "lr": 0.1},
@@ -61,6 +61,7 @@ def test_the_figure_holds_every_point() -> None:
     loss = figure.axes[0]
     assert loss.get_title(loc="left") == "Loss"
     assert [line.get_label() for line in loss.lines] == ["train", "val"]
+    assert [line.get_color() for line in loss.lines] == [COLOURS[1], COLOURS[0]]
     assert loss.lines[0].get_xydata().tolist() == [[0.5, 2.0], [1.0, 1.0]]
     assert [axes.get_visible() for axes in figure.axes] == [True] * 4 + [False] * 2
     figure.savefig(io.BytesIO(), format="png")

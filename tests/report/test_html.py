@@ -169,6 +169,13 @@ def test_classes_stand_worst_first_and_those_without_images_apart() -> None:
     assert "Without a test image: unicorn." in table
 
 
+def test_numbers_are_sorted_as_numbers_not_as_they_are_written() -> None:
+    html = render(collected(held_out=held_out([[1200, 0], [300, 700]])))
+    values = [cell["data-value"] for cell in Page(html).all("td") if "data-value" in cell]
+    assert values[:4] == ["1000", "1.000000", "0.700000", "0.823529"]  # 2 * 0.7 / 1.7
+    assert "1,000" in html
+
+
 def test_a_thousand_classes_stay_small_and_folded() -> None:
     matrix = np.eye(1000, dtype=np.int64) * 45 + np.roll(np.eye(1000, dtype=np.int64), 7, axis=1) * 5
     html = render(collected(held_out=held_out(matrix), mistakes=[]))

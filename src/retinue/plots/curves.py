@@ -92,7 +92,8 @@ def curves(histories: History | Mapping[str, History]) -> Figure:
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (name, lines) in zip(places, charts.items()):
         for i, (label, points) in enumerate(lines.items()):
-            axes.plot(*zip(*points), color=COLOURS[i % len(COLOURS)], label=label, marker="o" if len(points) == 1 else None)
+            colour = COLOURS[{"val": 0, "train": 1}.get(label, i) % len(COLOURS)]
+            axes.plot(*zip(*points), color=colour, label=label, marker="o" if len(points) == 1 else None)
         finite = [y for points in lines.values() for _, y in points if math.isfinite(y)]
         if finite and logarithmic(name, finite):
             axes.set_yscale("log")

@@ -59,8 +59,8 @@ def whole(uniform: Float[Tensor, "*rows"], count: int | Int[Tensor, "*rows"]) ->
 
 def normal(keys: Int64[Tensor, " batch"], count: int) -> Float[Tensor, "batch count"]:
     """Draw `count` standard normal numbers for each key: one of 65,536 equally likely quantiles, so that no device rounds differently."""
-    words = bits(keys, -(-count // 4)).view(torch.int16)[:, :count]
-    return _normal_quantiles(keys.device)[words.int() + 32768]
+    words = bits(keys, -(-count // 4)).view(torch.int16)[:, :count].int().add_(1 << 15)
+    return _normal_quantiles(keys.device).index_select(0, words.flatten()).view(words.shape)
 
 
 def beta(uniform: Float[Tensor, "*rows"], alpha: float) -> Float[Tensor, "*rows"]:

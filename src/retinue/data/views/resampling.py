@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Real, UInt8
 from torch import Tensor
 
-from retinue.data.views.base import Images, Keys, View, Viewed, check_number, check_probability, check_range, check_size, drawn, on_rows
+from retinue.data.views.base import Images, Keys, View, Viewed, check_number, check_probability, check_range, check_size, drawn, on_rows, to_bytes
 from retinue.data.views.draws import uniform, whole
 from retinue.errors import ArgumentError, ShapeError, unknown
 
@@ -210,13 +210,17 @@ def resample(
     kind = torch.float32 if images.dtype == torch.uint8 and _float32_is_exact(images.device) else torch.float64
     across, down = (part.div(part.sum(2, keepdim=True)).mul_(1 << bits).round_().to(kind) for part in (columns, rows))
     x = images.to(kind) if images.dtype == torch.uint8 else images.double().mul_(1 << bits).round_()
-    x = _rounded(x.flatten(1, 2) @ across.transpose(1, 2), images, bits)
-    x = _rounded(down[:, None] @ x.unflatten(1, images.shape[1:3]), images, bits)
-    return x.to(torch.uint8) if images.dtype == torch.uint8 else x.mul_(2.0**-bits).to(images.dtype)
+    most = 255 if images.dtype == torch.uint8 else 1 << bits
+    channels, height, width = images.shape[1], down.shape[1], across.shape[1]
+    x = _scaled(x.flatten(1, 2) @ across.mT, bits, most)
+    x = x.unflatten(1, images.shape[1:3]).transpose(1, 2).flatten(2)  # the rows first, so that one product serves all channels
+    x = _scaled(down @ x, bits, most).view(-1, height, channels, width).transpose(1, 2)
+    return to_bytes(x).contiguous() if images.dtype == torch.uint8 else x.mul(2.0**-bits).to(images.dtype).contiguous()
 
 
-def _rounded(x: Tensor, images: Tensor, bits: int) -> Tensor:
-    return x.mul_(2.0**-bits).round_().clamp_(0, 255 if images.dtype == torch.uint8 else 1 << bits)
+def _scaled(x: Tensor, bits: int, most: int) -> Tensor:
+    """Divide by the weights' unit, and round to whole numbers again."""
+    return x.mul_(2.0**-bits).round_().clamp_(0, most)
 
 
 def _float32_is_exact(device: torch.device) -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float64
 from torch import Tensor
 
-from retinue.data.views.base import Images, Keys, View, Viewed, check_number, check_probability, check_range, drawn, keep, on_rows
+from retinue.data.views.base import Images, Keys, View, Viewed, check_number, check_probability, check_range, drawn, keep, on_rows, to_bytes
 from retinue.data.views.crops import windows
 from retinue.data.views.draws import uniform, whole
 from retinue.errors import unknown
@@ -161,10 +161,13 @@ def warp(images: Images, maps: Maps, interpolation: str, fill: float) -> Images:
     across, down = (
         (part / (length / 2)).float()[..., None, None] for part, length in ((maps[:, :3], width), (maps[:, 3:], height))
     )  # grid_sample counts in halves of the image
-    grid = torch.stack([part[:, 0] * x + (part[:, 1] * y[:, None] + part[:, 2]) for part in (across, down)], 3)
+    grid = torch.empty(len(images), height, width, 2, device=images.device)
+    for place, part in enumerate((across, down)):
+        torch.add(part[:, 0] * x, part[:, 1] * y[:, None] + part[:, 2], out=grid[..., place])
     outside = fill * 255 if images.dtype == torch.uint8 else fill
-    x = F.grid_sample(images.float() - outside, grid, mode=interpolation, padding_mode="zeros", align_corners=False) + outside
-    return x.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else x.to(images.dtype)
+    source = images.float() - outside if outside else images.float()
+    shown = F.grid_sample(source, grid, mode=interpolation, padding_mode="zeros", align_corners=False).add_(outside)
+    return to_bytes(shown.clamp_(0, 255)) if images.dtype == torch.uint8 else shown.to(images.dtype)
 
 
 def _check_common(view: View) -> None:
