@@ -140,8 +140,9 @@ _SYSTEMS: tuple[System, ...] = (
         slug="inception-v4", room="models", module="models/inception_v4.py", year=2016, arxiv="1602.07261",
         authors="Christian Szegedy et al.", parts=(
             "retinue.models.inception_v4", "retinue.models.inception_resnet_v1", "retinue.models.inception_resnet_v2",
-            "retinue.models.ensemble_predict",
+            "retinue.models.multi_crop", "retinue.models.ensemble_predict",
         ),
+        state="ready",
         title="Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning",
         use="I need a strong image classifier, and to know whether residual connections make it train faster.",
     ),
