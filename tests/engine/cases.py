@@ -45,7 +45,7 @@ class Duel(Objective):
         yield "generator", {"loss": F.softplus(-self.critic(self._fake(model, batch))).mean()}
 
     def evaluate(self, model: nn.Module, loader: Any) -> dict[str, float]:
-        return {"loss": float(sum(p.abs().sum() for p in model.parameters()))}
+        return {"loss": float(sum(p.detach().abs().sum() for p in model.parameters()))}
 
 
 def digits(count: int = 160, **options: Any) -> Data:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import retinue
 from retinue.data import Batch
+from retinue.data.views import parse
 from retinue.engine import Objective
 from retinue.engine.logs import read_metrics
 from retinue.engine.modes import train_mode
@@ -254,3 +255,41 @@ def test_modes_inside_training_follow_what_is_frozen() -> None:
     assert model.training
     assert model.drop.training
     assert not model.norm.training
+
+
+def test_an_objective_of_several_views_is_evaluated_on_several() -> None:
+    class Agreement(Objective):
+        views = (parse("crop(1)"), parse("flip"))
+
+        def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+            a, b = (model(view) for view in batch.views)
+            return {"loss": (a - b).square().mean() + model(batch.images).square().mean()}
+
+    run = train(objective=Agreement(), views=None, epochs=1)
+    assert math.isfinite(run.metrics["loss"])
+
+
+def test_a_model_that_takes_no_images_is_left_as_it_is() -> None:
+    class Sampler(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+    class Spread(Objective):
+        def prepare(self, model: nn.Module, data: Any) -> nn.Module:
+            return model
+
+        def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+            return {"loss": (model.scale - batch.images.std()).square()}
+
+    model = Sampler()
+    assert retinue.fit(model, Spread(), digits(), **settings(epochs=1, ema=None)).model is model
+
+
+def a_view(images: Tensor, keys: Tensor) -> Tensor:
+    return images
+
+
+def test_a_plain_function_as_view_is_recorded_by_its_name(tmp_path: Path) -> None:
+    train(tmp_path, epochs=1, views=a_view)
+    assert json.loads((tmp_path / "config.json").read_text())["fit"]["views"] == f"{__name__}.a_view"

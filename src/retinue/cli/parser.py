@@ -47,7 +47,10 @@ class Parser(jsonargparse.ArgumentParser):
             text = value if equals else next(waiting, None)
             if text is None:
                 raise ArgumentError(f"{self.prog}: {option} needs a value.")
-            found[name][key.replace("-", "_")] = yaml.safe_load(text)
+            try:
+                found[name][key.replace("-", "_")] = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ArgumentError(f"{self.prog}: the value of {option} is no YAML: {' '.join(str(error).split())}.") from error
         return rest, found
 
     def read(self, words: Sequence[str]) -> jsonargparse.Namespace | None:

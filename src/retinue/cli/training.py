@@ -9,6 +9,7 @@ import yaml
 
 import retinue
 from retinue.cli.recipes import Bound
+from retinue.engine import distributed
 from retinue.engine.checkpoint import write_whole
 
 
@@ -26,6 +27,8 @@ def train_and_report(bound: Bound, run_dir: str | Path, progress: bool = True) -
     for note in getattr(model, "adaptation", []):
         print(f"{bound.recipe.model['name']}: {note}", file=sys.stderr)
     result = bound.run(folder, data, progress, model)
+    if not distributed.is_first():
+        return {}  # the first process measures and writes
     write_whole(folder / "recipe.yaml", yaml.safe_dump(bound.recipe.blocks(), sort_keys=False).encode())
     if bound.recipe.procedure is not None:
         _print(result)

@@ -170,7 +170,7 @@ def open(
 
     >>> data = open("digits")
     >>> len(data.train), len(data.val), len(data.test), data.preprocessing.input_size, data.preprocessing.channels
-    (1294, 144, 359, (8, 8), 1)
+    (1295, 143, 359, (8, 8), 1)
     """
     arguments = {name: value for name, value in locals().items() if name != "source"}
     if on_bad not in ("raise", "skip"):

@@ -81,3 +81,8 @@ def mean_over_processes(fabric: "Fabric", values: dict[str, Tensor]) -> dict[str
 def agree(fabric: "Fabric", numbers: dict[str, Any]) -> dict[str, Any]:
     """Give every process the numbers of the first, so that all decide alike."""
     return numbers if fabric.world_size == 1 else fabric.broadcast(numbers)
+
+
+def is_first() -> bool:
+    """Tell whether this process is the first of its training, or the only one."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

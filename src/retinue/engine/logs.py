@@ -106,7 +106,9 @@ class Logs:
                     file.flush()
                     os.fsync(file.fileno())
         except OSError as error:
-            raise CheckpointError(f"The logs could not be written: {error.strerror}. Make room, then give the same command again.") from error
+            raise CheckpointError(
+                f"The logs could not be written: {error.strerror}. Make room, then give the same command again."
+            ) from error
         if self.board is not None:
             self.board.flush()
 

@@ -15,11 +15,10 @@ from retinue.engine.logs import Logs, Progress
 from retinue.engine.modes import evaluating, train_mode
 from retinue.engine.objective import Objective
 from retinue.engine.run import Run, describe, open_run
-from retinue.engine.seeds import own_randomness, seed_all
+from retinue.engine.seeds import deterministic, own_randomness, seed_all
 from retinue.engine.settings import check, needed_bytes
 from retinue.engine.state import Training
 from retinue.engine.update import compiled, make_update
-from retinue.models import adapt
 
 EVALUATION = 1 << 32  # a place in the random stream that no training step has
 MINUTES_BETWEEN_CHECKPOINTS = 10
@@ -115,7 +114,7 @@ def fit(
     """
     settings = {name: value for name, value in locals().items() if name not in ("model", "objective", "data")}
     settings = check(settings, objective, data)
-    model = adapt(model, input_size=data.preprocessing.input_size)
+    model = objective.prepare(model, data)
     objective.check(model, data)
     fabric = distributed.launch(accelerator, devices, precision)
     folder = None if run_dir is None else Path(run_dir)
@@ -123,14 +122,15 @@ def fit(
         data.train, batch_size, shuffle=True, views=objective.views or settings["views"], seed=seed,
         rank=fabric.global_rank, world=fabric.world_size, workers=workers, device=fabric.device,
     )  # fmt: skip
-    held_out = Loader(data.val, eval_batch_size, seed=seed, workers=workers, device=fabric.device)
+    several = objective.views if len(objective.views or ()) > 1 else None
+    held_out = Loader(data.val, eval_batch_size, views=several, seed=seed, workers=workers, device=fabric.device)
     if fabric.is_global_zero and folder is not None:
         open_run(folder, describe(model, objective, data, settings), FREE_TO_CHANGE, needed_bytes(model, objective, ema, keep))
     fabric.barrier()
     per_epoch = len(loader)
     total = min(max_steps or 1 << 62, round(per_epoch * epochs) if epochs is not None else 1 << 62)
     layout = torch.channels_last if channels_last else torch.preserve_format
-    with own_randomness():
+    with own_randomness(), deterministic(fabric.device):
         seed_all(seed, EVALUATION)
         training = Training(model.to(memory_format=layout), objective, data, fabric, settings, total, per_epoch, folder)
         training.resume()

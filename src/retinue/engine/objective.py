@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from retinue.data import Batch, Data, Loader
 from retinue.engine.modes import evaluating
+from retinue.models import adapt
 
 
 class Objective(nn.Module):
@@ -17,7 +18,8 @@ class Objective(nn.Module):
     submodules and buffers, so that checkpoints hold it. It never sees a device, an optimiser or a file.
 
     Attributes:
-        views: the views that the loader makes of each image, one tensor of images for each; None: one, by the `views` of `fit`.
+        views: the views that the loader makes of each image, one tensor of images for each; None: one, by the `views` of `fit`. Held-out
+            images are shown as they are, unless there are several views.
         monitor: the number of `evaluate` by which the best checkpoint is chosen.
         mode: "min" or "max", what is better for `monitor`.
     """
@@ -32,6 +34,13 @@ class Objective(nn.Module):
         Raises:
             ArgumentError: with what to do.
         """
+
+    def prepare(self, model: nn.Module, data: Data) -> nn.Module:
+        """Return the network that is trained: the model with timm's protocol.
+
+        An objective whose model takes no images (a generator) overrides it.
+        """
+        return adapt(model, input_size=data.preprocessing.input_size)
 
     def players(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Name the groups of parameters that have an optimiser of their own; by default one group, "model", of all that learn."""

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 BACKENDS = ("processes", "ray", "serial")
 
 
-def map(  # noqa: A001 - the name that DESIGN fixes, as in retinue.map
+def map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int = 0, backend: str | None = None
 ) -> list[Result]:
     """Return `[function(item) for item in items]`, in order.

@@ -80,7 +80,7 @@ def describe(model: nn.Module, objective: nn.Module, data: Data, settings: Mappi
         "model": {**(rebuilt or {"class": _class(model)}), "parameters": sum(p.numel() for p in model.parameters())},
         "objective": {"class": _class(objective), **plain},
         "data": data.describe(),
-        "fit": {name: value if _is_plain(value) else repr(value) for name, value in settings.items() if name not in PLACES},
+        "fit": {name: value if _is_plain(value) else _text(value) for name, value in settings.items() if name not in PLACES},
     }
 
 
@@ -107,6 +107,11 @@ def _class(thing: object) -> str:
     inner = getattr(thing, "module", None) if type(thing).__name__ == "Adapted" else None
     kind = type(inner if inner is not None else thing)
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _text(value: Any) -> str:
+    """Name a value in the same words in every process: a function by its place, anything else by its repr."""
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
 
 
 def _is_plain(value: Any) -> bool:

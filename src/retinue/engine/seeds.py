@@ -1,5 +1,6 @@
 """Randomness as a function of position: the same (seed, position) draws the same numbers, so a resumed run replays nothing."""
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,3 +44,24 @@ def own_randomness() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Make the kernels of a GPU give the same result each time, where they can; a CPU's do."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS adds up in any order
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = before[2]

@@ -86,7 +86,8 @@ def _parted(value: Any, path: str, tensors: dict[str, Tensor], stage: str) -> An
         json.dumps(value)
     except TypeError:
         raise ArgumentError(
-            f'stages: the result of "{stage}" holds a {type(value).__name__} at "{path}". Return tensors, numbers, strings, lists and dicts only.'
+            f'stages: the result of "{stage}" holds a {type(value).__name__} at "{path}". '
+            "Return tensors, numbers, strings, lists and dicts only."
         ) from None
     return {"value": value}
 

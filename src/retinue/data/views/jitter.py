@@ -189,4 +189,3 @@ def solarized(images: Images, thresholds: Float[Tensor, " batch"]) -> Images:
         bound = column(thresholds.double() * 255 - 1e-4).ceil().to(torch.int16)  # 128 / 255 as a float is a little more than that
         return images.bitwise_xor((images >= bound).to(torch.uint8).mul_(255))
     return torch.where(images >= column(thresholds).to(images.dtype), 1 - images, images)
-

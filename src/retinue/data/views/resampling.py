@@ -13,7 +13,19 @@ import torch
 from jaxtyping import Float, Float64, Real, UInt8
 from torch import Tensor
 
-from retinue.data.views.base import Images, Keys, View, Viewed, check_number, check_probability, check_range, check_size, drawn, on_rows, to_bytes
+from retinue.data.views.base import (
+    Images,
+    Keys,
+    View,
+    Viewed,
+    check_number,
+    check_probability,
+    check_range,
+    check_size,
+    drawn,
+    on_rows,
+    to_bytes,
+)
 from retinue.data.views.draws import uniform, whole
 from retinue.errors import ArgumentError, ShapeError, unknown
 
@@ -209,7 +221,7 @@ def resample(
     bits = BYTE_BITS if images.dtype == torch.uint8 else FLOAT_BITS
     kind = torch.float32 if images.dtype == torch.uint8 and _float32_is_exact(images.device) else torch.float64
     across, down = (part.div(part.sum(2, keepdim=True)).mul_(1 << bits).round_().to(kind) for part in (columns, rows))
-    x = images.to(kind) if images.dtype == torch.uint8 else images.double().mul_(1 << bits).round_()
+    x = images.to(kind) if images.dtype == torch.uint8 else images.double().mul(1 << bits).round_()
     most = 255 if images.dtype == torch.uint8 else 1 << bits
     channels, height, width = images.shape[1], down.shape[1], across.shape[1]
     x = _scaled(x.flatten(1, 2) @ across.mT, bits, most)
