@@ -4,6 +4,7 @@ A checkpoint is a folder: `model.safetensors` (the model's tensors), `training.p
 it is to go on) and `model.json` (everything that is not a tensor, and the SHA-256 of each file, itself included).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -149,7 +150,8 @@ def write_whole(path: Path, content: bytes) -> None:
         _flush(beside)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may be a file
+            beside.unlink(missing_ok=True)
         raise CheckpointError(f"{path} could not be written: {error.strerror}. What was saved before is untouched.") from error
 
 

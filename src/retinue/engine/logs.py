@@ -19,13 +19,12 @@ Row = tuple[int, float, str, float]
 
 def read_metrics(path: Path) -> list[Row]:
     """Read `metrics.csv`: rows of (step, epoch, name, value), oldest first; a last line torn by a kill is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    lines = path.read_text().split("\n")[1:-1]  # what follows the last line break was not written whole
-    for step, epoch, name, value in csv.reader(lines):
-        rows.append((int(step), float(epoch), name, float(value)))
-    return rows
+    return [(int(step), float(epoch), name, float(value)) for step, epoch, name, value in csv.reader(_whole_lines(path))]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Read the lines below the head; what follows the last line break was not written whole."""
+    return path.read_text().split("\n")[1:-1] if path.exists() else []
 
 
 def history(rows: list[Row]) -> list[dict[str, float]]:
@@ -62,8 +61,8 @@ class Logs:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("step", "epoch", "name", "value"), *(_texts(row) for row in self.rows)])
         write_whole(run_dir / "metrics.csv", text.getvalue().encode())
-        if not step or not (run_dir / "timing.csv").exists():
-            write_whole(run_dir / "timing.csv", b"step,seconds,images_per_second\n")
+        kept = [line for line in _whole_lines(run_dir / "timing.csv") if int(line.split(",")[0]) <= step] if step else []
+        write_whole(run_dir / "timing.csv", "".join(f"{line}\n" for line in ("step,seconds,images_per_second", *kept)).encode())
         self.metrics = (run_dir / "metrics.csv").open("a", newline="")
         self.timing = (run_dir / "timing.csv").open("a", newline="")
         if "tensorboard" in kinds:
