@@ -13,12 +13,12 @@ import jaxtyping
 
 jaxtyping.install_import_hook("retinue", "checker.check")  # before the first import of any part of retinue
 
-import hypothesis
-import numpy as np
-import pytest
-import torch
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
-from retinue.errors import RetinueError
+from retinue.errors import RetinueError  # noqa: E402
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("retinue", deadline=None, derandomize=True, database=None, max_examples=25, print_blob=True)

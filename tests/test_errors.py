@@ -55,7 +55,9 @@ def test_few_names_are_all_listed_and_many_are_not() -> None:
 
 
 def test_a_library_that_is_missing_says_how_to_install_it() -> None:
-    with pytest.raises(MissingExtraError, match=r'^nowhere_to_be_found is not installed\. Run: pip install "retinue\[explain\]"$') as caught:
+    with pytest.raises(
+        MissingExtraError, match=r'^nowhere_to_be_found is not installed\. Run: pip install "retinue\[explain\]"$'
+    ) as caught:
         need("nowhere_to_be_found", "explain")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     assert need("json", "explain").loads("[1]") == [1]

@@ -16,7 +16,8 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    raise AttributeError(f"{slug}: {{name}} is not written yet; it belongs in src/retinue/{module}")
+    kind = AttributeError if name.startswith("__") else ImportError  # Python itself asks whether a module has `__path__`
+    raise kind(f"{slug}: {{name}} is not written yet; it belongs in src/retinue/{module}")
 '''
 
 RECIPE = """# {slug}, {scale}: what is trained on what. Time on which machine. Reached: the number to expect.

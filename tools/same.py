@@ -52,9 +52,7 @@ def losses(commit: str, slug: str, steps: int, root: Path = ROOT) -> list[tuple[
         environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         subprocess.run([sys.executable, "-c", TRAINING, slug, str(steps), folder], check=True, env=environment, cwd=tree)
         with (Path(folder) / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            return [
-                (int(row["step"]), name, value) for row in csv.DictReader(file) for name, value in row.items() if name != "step" and value
-            ]
+            return [(int(row["step"]), row["name"], row["value"]) for row in csv.DictReader(file)]
 
 
 def first_difference(a: list[tuple[int, str, str]], b: list[tuple[int, str, str]]) -> str | None:

@@ -26,9 +26,9 @@ _ATTRIBUTES = {  # name -> module that defines it
     "views": "retinue.data",
 }
 _PACKAGES = (
-    "audit claims cli compress continual data distill engine explain generate grow losses metrics models plots pretrain report scenes search "
-    "studio theory train catalog errors"
-).split()
+    "audit", "catalog", "claims", "cli", "compress", "continual", "data", "distill", "engine", "errors", "explain", "generate", "grow",
+    "losses", "metrics", "models", "plots", "pretrain", "report", "scenes", "search", "studio", "theory", "train",
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from retinue.catalog import systems as systems

@@ -26,9 +26,7 @@ def run(folder: Path | None, steps: range, kinds: tuple[Any, ...] = ("csv",)) ->
 def test_a_line_for_each_number_in_full(tmp_path: Path) -> None:
     run(tmp_path, range(0, 2)).close()
     assert (tmp_path / "metrics.csv").read_text() == (
-        "step,epoch,name,value\n"
-        "1,0.142857,train/loss,1.0\n1,0.142857,lr,0.094\n"
-        "2,0.285714,train/loss,0.5\n2,0.285714,lr,0.08836\n"
+        "step,epoch,name,value\n1,0.142857,train/loss,1.0\n1,0.142857,lr,0.094\n2,0.285714,train/loss,0.5\n2,0.285714,lr,0.08836\n"
     )
     assert (tmp_path / "timing.csv").read_text() == "step,seconds,images_per_second\n1,0.5000,128.00\n2,0.5000,128.00\n"
     assert read_metrics(tmp_path / "metrics.csv")[-1] == (2, 0.285714, "lr", 0.08836)
@@ -118,7 +116,9 @@ def test_a_full_disk_is_said_when_the_logs_are_flushed(tmp_path: Path) -> None:
     logs = Logs(tmp_path, 0)
     logs.metrics = open("/dev/full", "w")  # noqa: SIM115 - every write to it finds no space
     logs.write(1, 0.5, {"loss": 1.0})
-    with pytest.raises(CheckpointError, match=r"^The logs could not be written: No space left on device\. Make room, then give the same command"):
+    with pytest.raises(
+        CheckpointError, match=r"^The logs could not be written: No space left on device\. Make room, then give the same command"
+    ):
         logs.flush()
     logs.close()
     assert logs.metrics is None

@@ -66,7 +66,10 @@ def test_sgd_has_nesterov_and_momentum_has_not() -> None:
 
 def test_biases_and_scales_are_not_decayed_unless_asked_for() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    decays = [group["weight_decay"] for group in make_optimizer("sgd", list(net.parameters()), lr=0.1, weight_decay=0.01, momentum=0.9).param_groups]
+    decays = [
+        group["weight_decay"]
+        for group in make_optimizer("sgd", list(net.parameters()), lr=0.1, weight_decay=0.01, momentum=0.9).param_groups
+    ]
     assert decays == [0.01, 0.0]
     every = make_optimizer("sgd", list(net.parameters()), lr=0.1, weight_decay=0.01, momentum=0.9, filter_bias_and_bn=False)
     assert [(group["weight_decay"], len(group["params"])) for group in every.param_groups] == [(0.01, 4)]
@@ -77,7 +80,9 @@ def test_biases_and_scales_are_not_decayed_unless_asked_for() -> None:
     assert [parameter.unique().tolist() for parameter in net.parameters()] == [[0.75], [1.0], [1.0], [1.0]]
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "adam", "lars", "rmsprop", "rmsproptf", "nadamw", "adafactor", "lion", "muon"])
+@pytest.mark.parametrize(
+    "name", ["sgd", "momentum", "adamw", "adam", "lars", "rmsprop", "rmsproptf", "nadamw", "adafactor", "lion", "muon"]
+)
 def test_an_optimizer_is_timms_own(name: str) -> None:
     nets = []
     for build in ("ours", "timm"):
@@ -99,11 +104,15 @@ def test_an_optimizer_is_timms_own(name: str) -> None:
 def test_wrong_optimizers_and_settings_are_refused() -> None:
     with pytest.raises(ArgumentError, match=r'^fit: no optimizer is called "adamm"\. Did you mean adam'):
         make_optimizer("adamm", [weight(1.0)], **SGD)
-    with pytest.raises(ArgumentError, match=r'^fit: the optimizer "sgd" does not take `betas`\. Leave it out, or take another optimizer\.$'):
+    with pytest.raises(
+        ArgumentError, match=r'^fit: the optimizer "sgd" does not take `betas`\. Leave it out, or take another optimizer\.$'
+    ):
         make_optimizer("sgd", [weight(1.0)], **SGD, betas=(0.9, 0.99))
     with pytest.raises(ArgumentError, match=r'^fit: the optimizer "lion" does not take `eps`\.'):
         make_optimizer("lion", [weight(1.0)], **SGD, eps=1.0)
-    with pytest.raises(ArgumentError, match=r'^fit: the optimizer "sgd" does not take \[\'alpha\'\]: .*unexpected keyword argument \'alpha\'\.$'):
+    with pytest.raises(
+        ArgumentError, match=r'^fit: the optimizer "sgd" does not take \[\'alpha\'\]: .*unexpected keyword argument \'alpha\'\.$'
+    ):
         make_optimizer("sgd", [weight(1.0)], **SGD, alpha=0.9)
     with pytest.raises(ArgumentError, match=r'^fit: the optimizer "sgd" refuses its settings: optimizer got an empty parameter list\.'):
         make_optimizer("sgd", [], **SGD)
@@ -310,7 +319,9 @@ def test_wrong_schedules_and_arguments_are_refused() -> None:
     common = {"steps": 10, "steps_per_epoch": 5}
     with pytest.raises(ArgumentError, match=r'^fit: no schedule is called "cosin"\. Did you mean cosine'):
         Schedule(optimizer, "cosin", **common)
-    with pytest.raises(ArgumentError, match=r'^fit: the schedule "cosine" does not take \[\'decay\'\]: .*unexpected keyword argument \'decay\'\.$'):
+    with pytest.raises(
+        ArgumentError, match=r'^fit: the schedule "cosine" does not take \[\'decay\'\]: .*unexpected keyword argument \'decay\'\.$'
+    ):
         Schedule(optimizer, "cosine", **common, decay=3)
     with pytest.raises(ArgumentError, match=r'^fit: the schedule "onecycle" does not take \[\'decay_rate\'\]: '):
         Schedule(optimizer, "onecycle", **common, decay_rate=3)

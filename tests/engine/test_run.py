@@ -81,7 +81,9 @@ def test_a_torn_configuration_is_named(tmp_path: Path, text: str) -> None:
 
 def test_checkpoints_without_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/step-000000001").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=r"holds checkpoints but no config\.json, so nobody can say of what run\. Choose another `run_dir`\.$"):
+    with pytest.raises(
+        CheckpointError, match=r"holds checkpoints but no config\.json, so nobody can say of what run\. Choose another `run_dir`\.$"
+    ):
         prepare(tmp_path)
 
 
@@ -96,8 +98,8 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: py
     def read_only(*_: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match=r"one cannot be written: Permission denied\."):
-        patch.setattr(Path, "write_bytes", read_only)
+    monkeypatch.setattr(Path, "write_bytes", read_only)
+    with pytest.raises(CheckpointError, match=r"one cannot be written: Permission denied\."):
         prepare(tmp_path / "one")
     assert list((tmp_path / "one").iterdir()) == []
 

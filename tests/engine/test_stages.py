@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import retinue
-from retinue.engine.stages import Stages, stages
+from retinue.engine.procedures import Stages, stages
 from retinue.errors import ArgumentError
 
 NESTED: dict[str, Any] = {
@@ -111,7 +111,9 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, place: bool) -> 
             run(name, dict)
     with pytest.raises(ArgumentError, match=r'^stages: "list" must return a dict of tensors and JSON values, got a list\.$'):
         run("list", list)
-    with pytest.raises(ArgumentError, match=r'^stages: the result of "numpy" holds a ndarray at "/a/0"\. Return tensors, numbers, strings, lists'):
+    with pytest.raises(
+        ArgumentError, match=r'^stages: the result of "numpy" holds a ndarray at "/a/0"\. Return tensors, numbers, strings, lists'
+    ):
         run("numpy", lambda: {"a": [np.ones(2)]})
     with pytest.raises(ArgumentError, match=r'^stages: the result of "keys" has keys at "/a" that are no strings\. Use strings\.$'):
         run("keys", lambda: {"a": {1: 2}})

@@ -1,7 +1,6 @@
 """The command line: one file per command, imported only when it is the one that was called."""
 
 import importlib
-import os
 import shlex
 import sys
 import traceback
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         _call(words)
-        sys.stdout.flush()
+        sys.stdout.flush()  # here, where a broken pipe is no error, and not when Python ends
     except KeyboardInterrupt:
         again = (
             f" The same command goes on from the last checkpoint: retinue {shlex.join(words)}"
@@ -43,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nStopped.{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
         return 0
     except Exception as error:
         if debug:

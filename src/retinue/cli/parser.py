@@ -92,8 +92,13 @@ class Parser(jsonargparse.ArgumentParser):
             word = found[1].split()[0]
             if not word.startswith("-"):
                 return f"{word} is one word too many."
-            close = near_misses(word, [option for action in self._actions for option in action.option_strings])
+            options = [option.removeprefix("--") for action in self._actions for option in action.option_strings if option.startswith("--")]
+            close = [f"--{option}" for option in near_misses(word.removeprefix("--"), options)]
             return f"there is no option {word}." + (f" Did you mean {', '.join(close)}?" if close else "")
+        if found := re.match(r"the following arguments are required: (.*)", text):
+            options = [option for action in self._actions for option in action.option_strings]
+            names = [f"--{name}" if f"--{name}" in options else name.upper() for name in found[1].split(", ")]
+            return f"{', '.join(names)} must be given."
         if found := re.search(r'key "([^"]+)":\s+(.*)', text, re.DOTALL):
             option, reason = found.groups()
             union = re.search(r"Subtypes: \[(.*?)\]\n.*Given value: ([^\n]*)", reason, re.DOTALL)

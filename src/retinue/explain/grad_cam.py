@@ -25,7 +25,7 @@ Weighted = Callable[[Tensor, Tensor], Tensor]
 
 def gradcam(A: Float[Tensor, "n k u v"], slope: Float[Tensor, "n k u v"]) -> Float[Tensor, "n u v"]:
     """Weigh each channel with its mean gradient (Selvaraju et al., equations 1 and 2, before the ReLU)."""
-    return torch.einsum("nk,nkuv->nuv", slope.mean((2, 3)), A)
+    return _mixed(slope.mean((2, 3)), A)
 
 
 def gradcam_plus_plus(A: Float[Tensor, "n k u v"], slope: Float[Tensor, "n k u v"]) -> Float[Tensor, "n u v"]:
@@ -36,12 +36,16 @@ def gradcam_plus_plus(A: Float[Tensor, "n k u v"], slope: Float[Tensor, "n k u v
     """
     gain = slope.clamp(min=0)
     alpha = 1 / (2 + gain * A.clamp(min=0).sum((2, 3), keepdim=True))
-    return torch.einsum("nk,nkuv->nuv", (alpha * gain).sum((2, 3)), A)
+    return _mixed((alpha * gain).sum((2, 3)), A)
 
 
 def layercam(A: Float[Tensor, "n k u v"], slope: Float[Tensor, "n k u v"]) -> Float[Tensor, "n u v"]:
     """Weigh each place of each channel with its own positive gradient (Jiang et al. 2021, equations 4 and 5)."""
     return (slope.clamp(min=0) * A).sum(1)
+
+
+def _mixed(weights: Float[Tensor, "n k"], A: Float[Tensor, "n k u v"]) -> Float[Tensor, "n u v"]:
+    return (weights[:, None] @ A.flatten(2)).view(len(A), *A.shape[2:])
 
 
 MIXTURES: dict[str, Weighted] = {"gradcam": gradcam, "gradcam++": gradcam_plus_plus, "layercam": layercam, "guided": gradcam}
@@ -76,6 +80,7 @@ class GradCAM:
             raise unknown("GradCAM", "variant", variant, VARIANTS)
         self.model, self.variant = model, variant
         self.layer = None if layer is None else _name(model, layer)
+        self._layout = layout(model)
         self._opened: list[ExitStack] = []
         self._hooked = False
         self._seen: list[Tensor] | None = None  # the layer's output, while a call is under way
@@ -149,7 +154,7 @@ class GradCAM:
             pair = A.detach(), _slope(y, A, f'layer "{self.layer}"')
         finally:
             self._seen = None
-        shown = [as_map(x, (images.shape[-2], images.shape[-1]), **layout(self.model)) for x in pair]
+        shown = [as_map(x, (images.shape[-2], images.shape[-1]), **self._layout) for x in pair]
         if shown[0] is None or shown[1] is None or len(shown[0]) != len(images):
             raise ShapeError(
                 f'GradCAM: layer "{self.layer}" gives {tuple(A.shape)} for images of {images.shape[-2]}x{images.shape[-1]} px, which is no '

@@ -15,7 +15,7 @@ from retinue.models.small_convnet import small_convnet
 from retinue.models.tiny import tiny
 
 if TYPE_CHECKING:
-    from retinue.models.optimize import optimize as optimize
+    from retinue.models.optimized import optimize as optimize
 
 __all__ = [
     "adapt",
@@ -41,5 +41,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "optimize":
-        return importlib.import_module("retinue.models.optimize").optimize
+        return importlib.import_module("retinue.models.optimized").optimize
     raise AttributeError(f"module 'retinue.models' has no attribute {name!r}")

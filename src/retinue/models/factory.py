@@ -154,9 +154,9 @@ def image_size(input_size: int | tuple[int, int] | list[int] | None) -> tuple[in
     """
     if input_size is None:
         return None
-    pair = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    pair = tuple(input_size) if isinstance(input_size, list | tuple) else (input_size, input_size)
     if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
-        raise ArgumentError(f"`input_size` must be a positive side or a pair (height, width), got {input_size}. Channels are `in_chans`.")
+        raise ArgumentError(f"`input_size` must be a positive side or a pair (height, width), got {input_size!r}. Channels are `in_chans`.")
     return pair
 
 
@@ -168,7 +168,11 @@ def _build(name: str, pretrained: bool, overlay: dict[str, Any], kwargs: dict[st
     for keyword in kwargs:
         if keyword not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             raise unknown(name, "option", keyword, [*accepted, "features_only", "out_indices"])
-    model: Any = entry.build(**kwargs)
+    try:
+        model: Any = entry.build(**kwargs)
+    except TypeError as error:
+        told = ", ".join(f"{option}={value!r}" for option, value in kwargs.items())
+        raise ArgumentError(f"create_model: {name} cannot be built with {told}: {error}.") from error
     cfg = {**entry.cfg, "architecture": name, "num_classes": 1000, **overlay}
     if pretrained:
         _load_published(name, entry, model, cfg, overlay)

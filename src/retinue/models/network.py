@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from timm.layers import ClassifierHead
 from timm.models._features import feature_take_indices
@@ -105,8 +104,7 @@ class Network(nn.Module):
 
     def forward_features(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features mapheight mapwidth"]:
         """Compute the last map of features."""
-        if not torch.jit.is_scripting():
-            self.check_size(x)
+        self.check_size(x)
         x = self.stem(x)
         for stage in self.stages:
             x = self._run(stage, x)
@@ -127,7 +125,7 @@ class Network(nn.Module):
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         """Run one stage, block by block under `checkpoint` where that is switched on."""
-        if not self.grad_checkpointing or torch.jit.is_scripting():
+        if not self.grad_checkpointing:
             return stage(x)
         for block in stage.children() if isinstance(stage, nn.Sequential) else [stage]:
             x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_first_and_second_pass, block))

@@ -147,7 +147,8 @@ def config(model: nn.Module) -> dict[str, Any] | None:
     made = getattr(model, "retinue_config", None)
     if made is None:
         return None
-    return {"name": made["name"], "arguments": {**copy.deepcopy(made["arguments"]), "num_classes": model.num_classes}}
+    arguments = copy.deepcopy(made["arguments"])
+    return {"name": made["name"], "arguments": {**arguments, "num_classes": getattr(model, "num_classes", arguments["num_classes"])}}
 
 
 def pool(x: Float[Tensor, "batch ..."], num_features: Any, prefix_tokens: int = 0) -> Float[Tensor, "batch features"]:
@@ -172,7 +173,11 @@ def _probe(module: nn.Module, input_size: int | tuple[int, int] | None) -> Adapt
         raise ArgumentError(f"adapt: {type(module).__name__} has no convolution and no linear layer, so it is not an image network.")
     size = image_size(input_size)
     trials = [size] if size else [(side, side) for side in PROBE_SIDES]
-    channels = [first.in_channels * 1] if isinstance(first, nn.Conv2d) else [3, 1]
+    # the first convolution that is registered need not be the first that runs
+    channels = [3, 1]
+    if isinstance(first, nn.Conv2d):
+        taken = {m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)}
+        channels = [first.in_channels, *(c for c in (3, 1) if c in taken and c != first.in_channels)]
     if isinstance(first, nn.Linear) and size is None:  # flattened images: the length tells channels and side
         shapes = [
             (c, math.isqrt(first.in_features // c)) for c in (1, 3) if math.isqrt(first.in_features // c) ** 2 * c == first.in_features
@@ -184,7 +189,7 @@ def _probe(module: nn.Module, input_size: int | tuple[int, int] | None) -> Adapt
     for in_chans, trial in pairs:
         try:
             return _watch(module, in_chans, trial)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
             if isinstance(error, ArgumentError):
                 raise
             trouble = trouble or error

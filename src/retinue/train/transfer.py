@@ -1,5 +1,6 @@
 """Transfer in two phases: the new head on a frozen backbone, then the backbone's top with it (Bahrami & Albadvi 2023, arXiv 2302.14354)."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from retinue.data import Batch, Data, Loader, Split
 from retinue.engine import Objective, best, evaluating, fit, stages
-from retinue.errors import ArgumentError, CheckpointError
+from retinue.engine.seeds import own_randomness, seed_all
+from retinue.errors import ArgumentError, CheckpointError, unknown
 from retinue.metrics import balanced_accuracy, confusion_matrix, per_class
 from retinue.models import config, create_model
 from retinue.models.transfer_classifier import TransferClassifier
 
-__all__ = ["TransferClassifier", "TwoPhaseSchedule", "WeightedCrossEntropy", "transfer"]
+__all__ = ["TransferClassifier", "TwoPhaseSchedule", "WeightedCrossEntropy", "compare_backbones", "transfer"]
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,59 @@ def transfer(
         model.load_state_dict(done["weights"])
         numbers[name] = done["numbers"]
     model.eval()
+    return numbers
+
+
+def compare_backbones(
+    data: Data,
+    backbones: dict[str, dict[str, Any]],
+    *,
+    settings: dict[str, Any] | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, dict[str, float]]:
+    """Transfer several backbones to the same data, one after the other (the paper compares MobileNetV2, ResNet152V2, InceptionResNetV2).
+
+    Args:
+        data: labelled images.
+        backbones: for each name that `create_model` knows, the settings in which it differs: arguments of `transfer` (`unfreeze`, ...) and
+            of the network (`hidden`, `dropout`, `backbone_args`, `num_classes`).
+        settings: those that all share. Of two classes, one logit is made unless `num_classes` says otherwise.
+        seed: of everything random, the same for all.
+        run_dir: the folder, with one folder for each backbone; what has finished is not trained again.
+        progress: show a live bar.
+
+    Returns:
+        The numbers of `transfer` under "BACKBONE, head" and "BACKBONE, fine-tuned".
+
+    Raises:
+        ArgumentError: if there is no backbone, or a name or a setting is unknown.
+    """
+    if not backbones:
+        raise ArgumentError('compare_backbones: `backbones` is empty. Name at least one, such as {"timm:mobilenetv2_100": {}}.')
+    of_network = ("hidden", "dropout", "backbone_args", "num_classes")
+    of_transfer = [name for name in inspect.signature(transfer).parameters if name not in ("model", "data", "seed", "run_dir", "progress")]
+    every = {name: {**(settings or {}), **own} for name, own in backbones.items()}
+    for given in every.values():
+        for key in given:
+            if key not in (*of_network, *of_transfer):
+                raise unknown("compare_backbones", "setting", key, (*of_network, *of_transfer))
+    seen = data.preprocessing
+    numbers = {}
+    for name, given in every.items():
+        shape = {
+            "num_classes": 1 if len(data.classes) == 2 else len(data.classes),
+            "in_chans": seen.channels,
+            "input_size": seen.input_size,
+        }
+        with own_randomness():
+            seed_all(seed)
+            model = create_model("transfer_classifier", backbone=name, **{**shape, **{k: v for k, v in given.items() if k in of_network}})
+        folder = None if run_dir is None else Path(run_dir) / name.replace(":", "-").replace("/", "-")
+        rest = {key: value for key, value in given.items() if key in of_transfer}
+        for phase, judged in transfer(model, data, seed=seed, run_dir=folder, progress=progress, **rest).items():
+            numbers[f"{name}, {phase}"] = judged
     return numbers
 
 

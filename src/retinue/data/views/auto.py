@@ -12,8 +12,7 @@ from retinue.data.views import color
 from retinue.data.views.base import Images, Keys, View, Viewed, check_number, check_probability, column, drawn, on_rows, to_kind, to_unit
 from retinue.data.views.draws import derive, normal, uniform, whole
 from retinue.data.views.jitter import solarized
-from retinue.data.views.warps import INTERPOLATIONS, warp
-from retinue.errors import unknown
+from retinue.data.views.warps import check_warp, warp
 
 
 class Strengths(NamedTuple):
@@ -26,8 +25,8 @@ class Strengths(NamedTuple):
     posterize: float  # bits that are lost
 
 
-RANDOM = Strengths(shear=0.3, translate=150 / 331, rotate=30.0, enhance=0.9, posterize=4)  # RandAugment, Cubuk et al. 2020, section 3
-WIDE = Strengths(shear=0.99, translate=32.0, rotate=135.0, enhance=0.99, posterize=6)  # TrivialAugment, Mueller and Hutter 2021, table 1
+RANDOM = Strengths(shear=0.3, translate=150 / 331, rotate=30.0, enhance=0.9, posterize=4)  # torchvision's RandAugment
+WIDE = Strengths(shear=0.99, translate=32.0, rotate=135.0, enhance=0.99, posterize=6)  # torchvision's TrivialAugmentWide
 
 # The first five move pixels; they stand together so that one warp does them all.
 OPERATIONS = (
@@ -35,6 +34,7 @@ OPERATIONS = (
     "solarize", "autocontrast", "equalize",
 )  # fmt: skip
 MOVES = 5
+ENHANCE = {"brightness": color.brightness, "color": color.saturation, "contrast": color.contrast, "sharpness": color.sharpness}
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,7 +72,7 @@ class RandAugment(View):
         check_number(self, "magnitude", 0, self.bins - 1, hint="It is a step of `bins`; timm's magnitudes run from 0 to 10, with bins=11.")
         check_number(self, "std", 0, hint="It is in steps of the magnitude.")
         check_probability(self)
-        _check_moves(self)
+        check_warp(self)
 
     def _apply(self, images: Images, keys: Keys) -> Viewed:
         for step in range(self.num_ops):
@@ -90,7 +90,7 @@ class RandAugment(View):
 
 @dataclass(frozen=True, repr=False)
 class TrivialAugment(View):
-    """One of fourteen operations at a random magnitude (TrivialAugment with the wide space, Mueller and Hutter 2021, section 3).
+    """One of fourteen operations at a random magnitude (TrivialAugment, Müller and Hutter 2021, section 3, with its wide space).
 
     Args:
         bins: number of magnitudes.
@@ -108,7 +108,7 @@ class TrivialAugment(View):
 
     def __post_init__(self) -> None:
         check_number(self, "bins", 2, whole=True, hint="It is the number of magnitudes.")
-        _check_moves(self)
+        check_warp(self)
 
     def _apply(self, images: Images, keys: Keys) -> Viewed:
         draws = uniform(keys, 3)
@@ -149,11 +149,10 @@ def operate(
         if name == "move":
             maps = _moves(operation[rows], level * way, images.shape[-2], images.shape[-1], strengths)
             parts.append(warp(part, maps, interpolation, fill))
-        elif name in ("brightness", "color", "contrast", "sharpness"):
-            change = {"brightness": color.brightness, "color": color.saturation, "contrast": color.contrast, "sharpness": color.sharpness}
-            parts.append(to_kind(change[name](to_unit(part), 1 + strengths.enhance * level * way), part))
+        elif name in ENHANCE:
+            parts.append(to_kind(ENHANCE[name](to_unit(part), 1 + strengths.enhance * level * way), part))
         elif name == "posterize":
-            parts.append(_posterized(part, 8 - (strengths.posterize * level).round()))
+            parts.append(_posterized(part, 8 - (strengths.posterize * level).round().long()))
         elif name == "solarize":
             parts.append(solarized(part, 1 - level))
         elif name == "autocontrast":
@@ -178,14 +177,8 @@ def _moves(operation: Tensor, level: Tensor, height: int, width: int, strengths:
 
 
 def _posterized(images: Tensor, bits: Tensor) -> Tensor:
+    """Keep the first bits of each value; whole numbers are shifted, since a power of floats may miss them."""
     if images.dtype == torch.uint8:
-        return images & column(256 - 2.0 ** (8 - bits)).to(torch.uint8)
-    levels = column(2.0**bits)
+        return images & column(256 - (1 << (8 - bits))).to(torch.uint8)
+    levels = column(1 << bits).float()
     return (images.float() * levels).floor_().clamp_min_(0).minimum(levels - 1).div_(levels).to(images.dtype)
-
-
-def _check_moves(view: View) -> None:
-    check_number(view, "fill", 0, 1, hint="For bytes too: write 128 / 255 for 128.")
-    interpolation = getattr(view, "interpolation")  # noqa: B009 - not every view has one
-    if interpolation not in INTERPOLATIONS:
-        raise unknown(view.name, "interpolation", interpolation, INTERPOLATIONS)

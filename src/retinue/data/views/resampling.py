@@ -43,7 +43,7 @@ def _triangle(distance: Tensor) -> Tensor:
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    """Compute Keys' kernel with a = -1/2, as Pillow has it."""
+    """Compute Keys' kernel with a = -1/2, as Pillow and torchvision have it."""
     x = distance.abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return near * (x < 1) + far * ((x >= 1) & (x < 2))
@@ -54,7 +54,7 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"nearest": _nearest, "bilinear
 
 @dataclass(frozen=True, repr=False)
 class Resize(View):
-    """Another size, antialiased as in Pillow; the aspect changes where the size asks for it.
+    """Another size, antialiased; the aspect changes where the size asks for it.
 
     Args:
         size: side, or (height, width).
@@ -211,7 +211,7 @@ def shares(
 def resample(
     images: Images, rows: Float64[Tensor, "matrices newheight height"], columns: Float64[Tensor, "matrices newwidth width"]
 ) -> UInt8[Tensor, "batch channels newheight newwidth"] | Float[Tensor, "batch channels newheight newwidth"]:
-    """Weigh the columns, then the rows of each image; bytes are rounded after each step, as in Pillow.
+    """Weigh the columns, then the rows of each image; bytes are rounded after each step.
 
     Args:
         images: bytes, or floats.
@@ -222,17 +222,19 @@ def resample(
     kind = torch.float32 if images.dtype == torch.uint8 and _float32_is_exact(images.device) else torch.float64
     across, down = (part.div(part.sum(2, keepdim=True)).mul_(1 << bits).round_().to(kind) for part in (columns, rows))
     x = images.to(kind) if images.dtype == torch.uint8 else images.double().mul(1 << bits).round_()
-    most = 255 if images.dtype == torch.uint8 else 1 << bits
     channels, height, width = images.shape[1], down.shape[1], across.shape[1]
-    x = _scaled(x.flatten(1, 2) @ across.mT, bits, most)
+    x = _scaled(x.flatten(1, 2) @ across.mT, images, bits)
     x = x.unflatten(1, images.shape[1:3]).transpose(1, 2).flatten(2)  # the rows first, so that one product serves all channels
-    x = _scaled(down @ x, bits, most).view(-1, height, channels, width).transpose(1, 2)
-    return to_bytes(x).contiguous() if images.dtype == torch.uint8 else x.mul(2.0**-bits).to(images.dtype).contiguous()
+    x = _scaled(down @ x, images, bits).view(-1, height, channels, width).transpose(1, 2)
+    if images.dtype == torch.uint8:
+        return to_bytes(x).contiguous()
+    return x.mul(2.0**-bits).clamp_(0, 1).to(images.dtype).contiguous()  # bicubic weights overshoot
 
 
-def _scaled(x: Tensor, bits: int, most: int) -> Tensor:
+def _scaled(x: Tensor, images: Tensor, bits: int) -> Tensor:
     """Divide by the weights' unit, and round to whole numbers again."""
-    return x.mul_(2.0**-bits).round_().clamp_(0, most)
+    x = x.mul_(2.0**-bits).round_()
+    return x.clamp_(0, 255) if images.dtype == torch.uint8 else x
 
 
 def _float32_is_exact(device: torch.device) -> bool:

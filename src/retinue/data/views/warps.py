@@ -50,7 +50,8 @@ class Affine(View):
         _span(self, "shear", 89)
         _shares(self, "translate")
         check_range(self, "scale", 0, math.inf, hint="They are factors: 2 doubles each side.", above=True)
-        _check_common(self)
+        check_probability(self)
+        check_warp(self)
 
     def _apply(self, images: Images, keys: Keys) -> Viewed:
         draws = uniform(keys, 6).double()
@@ -85,7 +86,8 @@ class Rotate(View):
 
     def __post_init__(self) -> None:
         _span(self, "degrees", 360)
-        _check_common(self)
+        check_probability(self)
+        check_warp(self)
 
     def _apply(self, images: Images, keys: Keys) -> Viewed:
         return Affine(degrees=self.degrees, interpolation=self.interpolation, fill=self.fill, p=self.p)._apply(images, keys)
@@ -111,7 +113,8 @@ class Translate(View):
 
     def __post_init__(self) -> None:
         _shares(self, "share")
-        _check_common(self)
+        check_probability(self)
+        check_warp(self)
 
     def _apply(self, images: Images, keys: Keys) -> Viewed:
         height, width = images.shape[-2:]
@@ -170,8 +173,12 @@ def warp(images: Images, maps: Maps, interpolation: str, fill: float) -> Images:
     return to_bytes(shown.clamp_(0, 255)) if images.dtype == torch.uint8 else shown.to(images.dtype)
 
 
-def _check_common(view: View) -> None:
-    check_probability(view)
+def check_warp(view: View) -> None:
+    """Refuse a `fill` or an `interpolation` that `warp` cannot take.
+
+    Raises:
+        ArgumentError: naming the argument.
+    """
     check_number(view, "fill", 0, 1, hint="For bytes too: write 128 / 255 for 128.")
     interpolation = getattr(view, "interpolation", "nearest")
     if interpolation not in INTERPOLATIONS:
