@@ -1,5 +1,6 @@
 """One door to all networks: names, sizes, options, what a checkpoint can rebuild, and what is refused."""
 
+import inspect
 import json
 from typing import Any
 
@@ -26,7 +27,20 @@ def on_meta(name: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_every_network_of_ours_is_built_rebuilt_and_known_to_timm(name: str) -> None:
+def test_every_network_of_ours_is_documented_and_known_to_timm(name: str) -> None:
+    entry = factory._networks[name]
+    assert inspect.getdoc(entry.build)
+    assert timm.is_model(f"retinue_{name}")
+    assert {"input_size", "mean", "std", "interpolation", "crop_pct", "first_conv", "classifier"} <= set(entry.cfg)
+    channels = entry.cfg["input_size"][0]
+    assert len(entry.cfg["mean"]) == len(entry.cfg["std"]) == channels
+    defaults = {argument: one.default for argument, one in inspect.signature(entry.build).parameters.items()}
+    assert inspect.Parameter.empty not in defaults.values(), "every option has a default"
+    assert defaults["input_size"] is None
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet", "inception_resnet_v1", "mlp", "resnet20", "small_convnet"])
+def test_networks_of_ours_are_built_and_rebuilt_by_both_doors(name: str) -> None:
     model = on_meta(name, num_classes=5, in_chans=1, input_size=32)
     assert all(hasattr(model, part) for part in (*PROTOCOL, "adaptation", "in_chans"))
     assert (model.num_classes, model.in_chans) == (5, 1)
@@ -36,7 +50,6 @@ def test_every_network_of_ours_is_built_rebuilt_and_known_to_timm(name: str) -> 
     assert {key: value.shape for key, value in again.state_dict().items()} == {
         key: value.shape for key, value in model.state_dict().items()
     }
-    assert timm.is_model(f"retinue_{name}")
     with torch.device("meta"):
         theirs = timm.create_model(f"retinue_{name}", num_classes=5, in_chans=1, input_size=32)
     assert list(theirs.state_dict()) == list(model.state_dict())

@@ -7,8 +7,8 @@ from retinue.engine.modes import evaluating, train_mode
 from retinue.engine.objective import Objective
 from retinue.engine.parallel import map
 from retinue.engine.prediction import find_images, predict, read_images
-from retinue.engine.run import Run, environment
 from retinue.engine.procedures import Stages, stages
+from retinue.engine.run import Run, environment
 
 __all__ = [
     "Objective", "Run", "Stages", "best", "check_run", "environment", "evaluate", "evaluating", "find_images", "fit", "held_out", "judge",

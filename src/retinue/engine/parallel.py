@@ -14,9 +14,7 @@ Result = TypeVar("Result")
 BACKENDS = ("processes", "ray", "serial")
 
 
-def map(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int = 0, backend: str | None = None
-) -> list[Result]:
+def map(function: Callable[[Item], Result], items: Iterable[Item], workers: int = 0, backend: str | None = None) -> list[Result]:
     """Return `[function(item) for item in items]`, in order.
 
     Args:
