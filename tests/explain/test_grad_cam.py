@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from retinue.errors import ArgumentError, NonFiniteError, ShapeError
 from retinue.explain import GradCAM, heat_maps
 from retinue.explain.grad_cam import VARIANTS, gradcam, gradcam_plus_plus, layercam, predicted, score
-from retinue.explain.layers import as_map, last_map
+from retinue.explain.layers import as_map
 from retinue.models import tiny
 from retinue.models.tiny import KINDS
 
@@ -494,9 +494,3 @@ def test_predictions_and_scores_of_one_logit() -> None:
     assert score(one, None).tolist() == [1, 2]
     assert score(one, 1).tolist() == [-1, 2]
     assert predicted(torch.tensor([[1.0, 3.0, 2.0]])).tolist() == [1]
-
-
-def test_the_last_map_of_a_network_that_ignores_its_maps_is_the_last() -> None:
-    model = tiny("timm_cnn")
-    nn.init.zeros_(model.get_submodule("fc").weight)  # type: ignore[arg-type]
-    assert last_map(model, images(1, 3, 32, 32)) == "layer4"

@@ -122,8 +122,8 @@ class Result:
     reason: str
     budget: str
     seeds: list[int]
-    figures: dict[str, list[float]]
-    effects: dict[str, tuple[float, float]]
+    figures: dict[str, list[Any]]
+    effects: dict[str, Sequence[float]]
     parts: dict[str, bool]
     seconds: float
     data: list[str]

@@ -93,7 +93,7 @@ class View:
         return self._mix(images, partners.to(images.device).contiguous(), keys)
 
     def _apply(self, images: Images, keys: Keys) -> Viewed:
-        raise NotImplementedError(f"{type(self).__name__} needs `_apply`.")
+        raise TypeError(f"{type(self).__name__} needs `_apply`.")
 
     def _mix(self, images: Images, partners: Images, keys: Keys) -> tuple[Viewed, Share]:
         return self._apply(images, keys), torch.ones(len(images), device=images.device)
