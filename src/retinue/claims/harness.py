@@ -123,7 +123,7 @@ class Result:
     budget: str
     seeds: list[int]
     figures: dict[str, list[Any]]
-    effects: dict[str, Sequence[float]]
+    effects: Mapping[str, Sequence[float]]
     parts: dict[str, bool]
     seconds: float
     data: list[str]
