@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from retinue import views
+from retinue.data import from_arrays, views
 
 BATCH, SIDE, CLASSES, WORKERS = 128, 32, 10, 2
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -63,13 +63,13 @@ def usual_batches(images: Tensor, labels: Tensor, transforms: Sequence[Callable]
 
 
 def our_batches(images: Tensor, labels: Tensor, view: views.Compose) -> Batches:
-    """Batches of an epoch by index and views."""
-    view = views.Compose([*view.views, views.Normalize(MEAN, STD)])
+    """Batches of an epoch, from the loader that `retinue.fit` uses."""
+    data = from_arrays(images, labels, split=["train"] * len(images), mean=MEAN, std=STD, val_fraction=0.0, test_fraction=0.0)
+    loader = data.train.loader(BATCH, shuffle=True, views=view)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch))
-        for indices in order.split(BATCH)[: len(images) // BATCH]:
-            yield view(images.index_select(0, indices), views.keys(0, epoch, indices)), labels.index_select(0, indices)
+        for batch in loader.batches(epoch):
+            yield batch.images, batch.labels
 
     return batches
 
@@ -164,8 +164,8 @@ def run(quick: bool = False) -> list[dict]:
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
     ours, usual = our_batches(images, labels, views.parse(OURS)), usual_batches(images, labels, USUAL)
     rows = [
-        side_by_side("input: crop + flip + colour jitter", read, ours, usual, count, rounds),
-        side_by_side("training: small network, batch 128", train, ours, usual, count, rounds),
+        {**side_by_side("input: crop + flip + colour jitter", read, ours, usual, count, rounds), "target": 10.0},
+        {**side_by_side("training: small network, batch 128", train, ours, usual, count, rounds), "target": 2.0},
     ]
     return rows + [one_view(name, text, transforms, images[:BATCH], rounds) for name, (text, transforms) in PAIRS.items()]
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from retinue.data.dataset import Split
 
 View = Callable[..., Any]
+AT_A_TIME = 1 << 22  # numbers in the images that are viewed together: small batches one by one would keep the cores waiting
 
 
 @dataclass
@@ -40,6 +41,19 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def split(self, sizes: Sequence[int]) -> "list[Batch]":
+        """Cut the batch into smaller ones, each in memory of its own: where numbers lie can change how they are rounded."""
+        if len(sizes) == 1:
+            return [self]
+
+        def cut(tensor: Tensor) -> list[Tensor]:
+            return [part.clone() for part in tensor.split(list(sizes))]
+
+        views = list(zip(*map(cut, self.views))) or [()] * len(sizes)
+        images = [shown[0] for shown in views] if self.views else cut(self.images)
+        targets = [None] * len(sizes) if self.targets is None else cut(self.targets)
+        return [Batch(*row) for row in zip(images, cut(self.labels), cut(self.indices), views, targets)]
 
     def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format) -> "Batch":
         """Return the batch on a device."""
@@ -113,8 +127,12 @@ class Loader:
         if isinstance(store, FileStore):
             yield from self._decoded(store, parts, epoch)
             return
-        for indices in parts:
-            yield self._batch(self._stored(store, self.split.positions[indices]), indices.to(self.device), epoch)
+        together = max(1, AT_A_TIME // (self.batch_size * store.tensor[0].numel()))
+        for first in range(0, len(parts), together):
+            some = parts[first : first + together]
+            indices = torch.cat(some)
+            batch = self._batch(self._stored(store, self.split.positions[indices]), indices.to(self.device), epoch)
+            yield from batch.split([len(part) for part in some])
 
     def _stored(self, store: MemoryStore, positions: Tensor) -> Tensor:
         return store.on(self.device).index_select(0, positions.to(self.device))

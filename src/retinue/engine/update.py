@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -68,12 +68,8 @@ def _start(training: "Training", player: str) -> None:
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:
-    def cut(tensor: Tensor | None) -> Any:
-        return [None] * count if tensor is None else tensor.tensor_split(count)
-
-    views = list(zip(*(cut(view) for view in batch.views))) or [()] * count
-    rows = zip(cut(batch.images), cut(batch.labels), cut(batch.indices), views, cut(batch.targets))
-    return [part for part in (Batch(*row) for row in rows) if len(part)]
+    sizes = [len(part) for part in batch.labels.tensor_split(count)]
+    return [part for part in batch.split(sizes) if len(part)]
 
 
 def _copy(flag: Tensor) -> Tensor:
