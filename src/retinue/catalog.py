@@ -148,19 +148,27 @@ _SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="inception-next", room="models", module="models/inception_next.py", year=2023, arxiv="2303.16900",
-        authors="Weihao Yu et al.", parts=("retinue.models.inception_next",),
+        authors="Weihao Yu et al.", parts=(
+            "retinue.models.inception_next", "retinue.models.InceptionDWConv2d", "retinue.models.MetaNeXtBlock",
+        ),
         title="InceptionNeXt: When Inception Meets ConvNeXt",
         use="I want ConvNeXt accuracy from a convolutional network that trains faster on my GPU.",
     ),
     System(
         slug="iformer", room="models", module="models/iformer.py", year=2022, arxiv="2205.12956",
-        authors="Chenyang Si et al.", parts=("retinue.models.iformer",),
+        authors="Chenyang Si et al.", parts=(
+            "retinue.models.iformer", "retinue.models.InceptionMixer", "retinue.models.InceptionTransformer",
+        ),
+        state="ready",
         title="Inception Transformer",
         use="I want a transformer backbone that keeps fine detail (high frequencies) as well as global shape.",
     ),
     System(
         slug="ibn-net", room="models", module="models/ibn_net.py", year=2018, arxiv="1807.09441",
-        authors="Xingang Pan et al.", parts=("retinue.models.resnet_ibn", "retinue.models.convert_to_ibn"),
+        authors="Xingang Pan et al.", parts=(
+            "retinue.models.resnet_ibn", "retinue.models.densenet_ibn", "retinue.models.convert_to_ibn", "retinue.models.IBN",
+            "retinue.models.appearance_shifts", "retinue.models.evaluate_shifts", "retinue.models.feature_divergence",
+        ),
         title="Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net",
         use="My network must work on images that look different (night, other camera, other style) without target data.",
     ),
@@ -172,13 +180,19 @@ _SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="resnet-rs", room="models", module="models/resnet_rs.py", year=2021, arxiv="2103.07579",
-        authors="Irwan Bello et al.", parts=("retinue.models.resnet_rs", "retinue.models.scaling_advisor"),
+        authors="Irwan Bello et al.", parts=(
+            "retinue.models.resnet_rs", "retinue.models.resnet3d_rs", "retinue.models.scaling_advisor", "retinue.models.RSRecipe",
+            "retinue.models.pseudo_label", "retinue.train.SelfTraining",
+        ),
         title="Revisiting ResNets: Improved Training and Scaling Strategies",
         use="I want the most out of a plain ResNet: a better training recipe, and advice on growing depth, width or resolution.",
     ),
     System(
         slug="nasnet", room="search", module="search/nasnet.py", year=2017, arxiv="1707.07012",
-        authors="Barret Zoph et al.", parts=("retinue.models.nasnet", "retinue.search.PPOSearch", "retinue.search.RandomSearch"),
+        authors="Barret Zoph et al.", parts=(
+            "retinue.models.nasnet", "retinue.models.Genotype", "retinue.models.ScheduledDropPath", "retinue.search.PPOSearch",
+            "retinue.search.RandomSearch",
+        ),
         title="Learning Transferable Architectures for Scalable Image Recognition",
         use="Search a cell on a small data set by reinforcement learning, then stack it into a large network for mine.",
     ),
@@ -191,7 +205,10 @@ _SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="rotnet", room="pretrain", module="pretrain/rotnet.py", year=2018, arxiv="1803.07728",
-        authors="Spyros Gidaris, Praveer Singh, Nikos Komodakis", parts=("retinue.pretrain.RotNet",),
+        authors="Spyros Gidaris, Praveer Singh, Nikos Komodakis", parts=(
+            "retinue.pretrain.RotNet", "retinue.pretrain.rotate_batch", "retinue.train.probe", "retinue.models.LayerProbe",
+        ),
+        state="ready",
         title="Unsupervised Representation Learning by Predicting Image Rotations",
         use="I have many unlabelled images and few labels: pre-train any backbone by guessing how far each image was turned.",
     ),
@@ -245,7 +262,10 @@ _SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="guidance", room="distill", module="distill/guidance.py", year=2024, arxiv="2410.20035",
-        authors="Vighnesh Subramaniam et al.", parts=("retinue.distill.Guidance",),
+        authors="Vighnesh Subramaniam et al.", parts=(
+            "retinue.distill.Guidance", "retinue.distill.map_layers", "retinue.models.deep_fcn", "retinue.models.wide_fcn",
+            "retinue.models.plain_resnet50", "retinue.models.vanilla_rnn",
+        ),
         title="Training the Untrainable: Introducing Inductive Bias via Representational Alignment",
         use="My architecture trains badly (very deep, no skips, fully connected): let another network guide its layers.",
     ),
@@ -329,7 +349,11 @@ _SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="grad-cam", room="explain", module="explain/grad_cam.py", year=2023, arxiv="2302.14354",
-        authors="Mahdi Bahrami, Amir Albadvi", parts=("retinue.explain.GradCAM",),
+        authors="Mahdi Bahrami, Amir Albadvi", parts=(
+            "retinue.explain.GradCAM", "retinue.explain.heat_maps", "retinue.explain.deletion_auc", "retinue.explain.insertion_auc",
+            "retinue.explain.pointing_game", "retinue.explain.average_drop", "retinue.explain.sanity_check", "retinue.train.transfer",
+            "retinue.train.compare_backbones",
+        ),
         title="Deep Learning for Identifying Iran's Cultural Heritage Buildings in "
         "Need of Conservation Using Image Classification and Grad-CAM",
         use="Why did it say that? A heat map of where the network looked, with a measure of whether to trust it; transfer learning.",

@@ -1,7 +1,8 @@
-"""CKA: by hand, its invariances, and both estimates of independence."""
+"""CKA: by hand, its invariances, and both estimates of independence. RSA, and the halves of both that losses are made of."""
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retinue.errors import ArgumentError, ShapeError
-from retinue.metrics import hsic, linear_cka, minibatch_cka
+from retinue.metrics import hsic, linear_cka, minibatch_cka, rsa
+from retinue.metrics.cka import aligned, correlated, cosines, linear_kernel
 
 seeds = st.integers(0, 2**31)
 
@@ -123,3 +125,83 @@ def test_maps_and_nothing_at_all_are_refused() -> None:
         linear_cka(torch.zeros(4, 2, 3, 3), torch.zeros(4, 2))
     with pytest.raises(ArgumentError, match="there was no batch"):
         minibatch_cka([])
+
+
+def test_the_page_of_guidance_in_four_digits() -> None:
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
+    y = torch.tensor([[1.0], [2.0], [3.0], [0.0]])
+    # centred: x'x = ((2, -1), (-1, 1)), of norm sqrt(7); y'y = 5; x'y = (-2, 2), of squared norm 8
+    assert float(linear_cka(x, y)) == pytest.approx(8 / (7**0.5 * 5), abs=1e-12)
+    assert round(float(linear_cka(x, y)), 4) == 0.6047
+    assert round(float(aligned(linear_kernel(x), linear_kernel(y))), 4) == 0.6047
+
+
+def test_small_batches_flatter_the_biased_form() -> None:
+    wide = [float(linear_cka(features(i, 32, 512), features(i + 50, 32, 512))) for i in range(4)]
+    tall = [float(linear_cka(features(i, 512, 32), features(i + 50, 512, 32))) for i in range(4)]
+    assert all(0.92 <= value <= 0.95 for value in wide)
+    assert all(0.05 <= value <= 0.07 for value in tall)
+
+
+@given(seeds)
+def test_the_halves_of_cka_give_cka(seed: int) -> None:
+    x, y = features(seed), features(seed + 1, size=3)
+    assert float(aligned(linear_kernel(x), linear_kernel(y))) == pytest.approx(float(linear_cka(x, y)), abs=1e-12)
+    both = aligned(linear_kernel(torch.stack([x, x])), linear_kernel(torch.stack([y, y @ rotation(seed, 3)])))
+    assert both.tolist() == pytest.approx([float(linear_cka(x, y))] * 2, abs=1e-12)
+
+
+def test_cka_has_a_gradient_that_finite_differences_confirm() -> None:
+    y = linear_kernel(features(1, 5, 4))
+    torch.autograd.gradcheck(lambda x: aligned(linear_kernel(x), y), features(2, 5, 3).requires_grad_())
+    torch.autograd.gradcheck(lambda x: correlated(cosines(x), cosines(features(3, 5, 4))), features(2, 5, 3).requires_grad_())
+
+
+@pytest.mark.parametrize("constant", [torch.zeros(6, 4), torch.full((6, 4), 1000.1), torch.arange(4.0).expand(6, 4)])
+def test_constant_features_are_like_nothing_and_get_no_gradient(constant: Tensor) -> None:
+    x = constant.clone().requires_grad_()
+    other = features(0, 6, 4).float()
+    for alike in (aligned(linear_kernel(x), linear_kernel(other)), correlated(cosines(x), cosines(other))):
+        assert alike == 0
+        alike.backward()
+        assert x.grad is not None
+        assert not x.grad.any()
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_very_small_and_very_large_features_neither_vanish_nor_overflow(scale: float) -> None:
+    x, y = features(0).float(), features(1).float()
+    assert float(aligned(linear_kernel(scale * x), linear_kernel(y))) == pytest.approx(float(linear_cka(x, y)), abs=1e-5)
+
+
+def test_half_precision_is_left_for_the_products() -> None:
+    x = 300 * features(0, 16, 512).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        K = linear_kernel(x.bfloat16())
+        assert K.dtype == cosines(x.bfloat16()).dtype == torch.float32
+        assert torch.equal(K, linear_kernel(x.bfloat16().float()))
+    assert linear_kernel(x.half()).isfinite().all(), "the sums are beyond 65,504, the largest number in half precision"
+
+
+def test_rsa_by_hand() -> None:
+    # cosines of (1, 0), (0, 1), (1, 0): 1 on the diagonal and between the first and the last, else 0; of (1), (1), (-1): +-1
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    y = torch.tensor([[1.0], [3.0], [-1.0]])
+    A = np.array([1, 0, 1, 0, 1, 0, 1, 0, 1.0])
+    B = np.array([1, 1, -1, 1, 1, -1, -1, -1, 1.0])
+    assert float(rsa(x, y)) == pytest.approx(float(np.corrcoef(A, B)[0, 1]), abs=1e-12)
+
+
+@given(seed=seeds, scale=st.floats(1e-3, 1e3))
+def test_rsa_is_blind_to_rotations_and_to_the_length_of_each_image(seed: int, scale: float) -> None:
+    x, y = features(seed), features(seed + 1)
+    lengths = scale * torch.rand(12, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
+    assert float(rsa(x, lengths * x @ rotation(seed))) == pytest.approx(1, abs=1e-9)
+    assert float(rsa(x, y)) == pytest.approx(float(np.corrcoef(cosines(x).flatten(), cosines(y).flatten())[0, 1]), abs=1e-9)
+
+
+def test_rsa_of_unequal_images_or_one_is_refused() -> None:
+    with pytest.raises(ShapeError, match="at least 2 of them; got 3 and 5"):
+        rsa(torch.zeros(3, 2), torch.zeros(5, 2))
+    with pytest.raises(ShapeError, match="at least 2 of them; got 1 and 1"):
+        rsa(torch.zeros(1, 2), torch.zeros(1, 2))

@@ -14,7 +14,11 @@ from retinue.catalog import systems
 from retinue.errors import ArgumentError
 
 new: Any = tool("new")
-PLANNED = next(one for one in systems() if one.state == "planned" and not (SOURCE / one.module).exists())
+PLANNED = next(
+    one
+    for one in systems()
+    if one.state == "planned" and not any((SOURCE / place).exists() for place in (one.module, f"recipes/{one.slug}"))
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a network on your images, evaluate it and write the report",
     "run": "run the recipe of a system",
     "evaluate": "measure a run's best model on held-out images",
+    "probe": "measure a run's backbone on few labels, beside the same network from scratch",
     "predict": "name what is on images, with probabilities",
     "explain": "show where the network looked, as heat maps over images",
     "report": "write the report of a run, or of several side by side",

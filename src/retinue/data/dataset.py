@@ -245,6 +245,40 @@ def from_arrays(
     return _make(records, parts, name=name, opened_with=None, **{**_PLAIN, **sizes, **options})
 
 
+def few_labels(data: Data, *, share: float | None = None, per_class: int | None = None, seed: int = 0) -> Data:
+    """Keep the labels of some training images alone, as many of each class; validation and test images stay.
+
+    Args:
+        data: labelled images.
+        share: share of each class, in (0, 1], at least one image.
+        per_class: number of images of each class, instead of a share.
+        seed: of the draw; a larger share holds the images of a smaller one.
+
+    Returns:
+        Data with fewer training images; mean and standard deviation stay as they were computed from all of them, for they need no labels.
+
+    Raises:
+        ArgumentError: unless there is one of `share` and `per_class`, or a class has fewer images.
+
+    >>> len(few_labels(open("digits"), per_class=2).train)
+    20
+    """
+    if (share is None) == (per_class is None):
+        raise ArgumentError("few_labels: give `share` or `per_class`, and one of them only.")
+    if share is not None and not 0 < share <= 1:
+        raise ArgumentError(f"few_labels: `share` must lie in (0, 1], got {share}. For one percent write 0.01.")
+    if per_class is not None and per_class < 1:
+        raise ArgumentError(f"few_labels: `per_class` must be at least 1, got {per_class}. A class without an image cannot be learned.")
+    random, kept = np.random.default_rng(seed), []
+    for label, name in enumerate(data.classes):
+        members = random.permutation(np.flatnonzero(data.train.labels.numpy() == label))
+        count = per_class if per_class is not None else max(1, round(len(members) * share))  # type: ignore[operator]
+        if len(members) < count:
+            raise ArgumentError(f'few_labels: class "{name}" has {len(members)} training images, and {count} are asked for. Take fewer.')
+        kept.append(members[:count])
+    return replace(data, train=data.train.subset(torch.from_numpy(np.sort(np.concatenate(kept)))), opened_with=None)
+
+
 def _make(
     records: Records,
     parts: dict[str, NDArray[np.int64]],

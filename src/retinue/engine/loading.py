@@ -76,14 +76,20 @@ def best(run_dir: Path) -> Checkpoint:
     return found
 
 
-def reopen(run_dir: str | Path) -> Data:
+def reopen(run_dir: str | Path, source: str | None = None) -> Data:
     """Open the data of a run again, with the same splits and the run's preprocessing.
+
+    Args:
+        run_dir: the run.
+        source: other data, as for `retinue.data.open`, which is read as the run's was; its classes may be any.
 
     Raises:
         DataError: if the data was made in memory, is not there any more, or has changed.
         CheckpointError: if this is no run.
     """
     section = _section(run_dir)
+    if source is not None:
+        return retinue.data.open(source, **_like_run(section))
     opened = section["opened_with"]
     if opened is None:
         raise DataError(f"the data of {run_dir} was made in memory and cannot be opened again. Name a source of the same images.")

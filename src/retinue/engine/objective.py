@@ -35,6 +35,16 @@ class Objective(nn.Module):
             ArgumentError: with what to do.
         """
 
+    def check_views(self, views: Any) -> None:
+        """Refuse views of the training images that destroy what this objective learns from.
+
+        Args:
+            views: what `fit` was given; never None.
+
+        Raises:
+            ArgumentError: with what to leave out.
+        """
+
     def prepare(self, model: nn.Module, data: Data) -> nn.Module:
         """Return the network that is trained: the model with timm's protocol.
 

@@ -48,6 +48,8 @@ def check(settings: dict[str, Any], objective: Objective, data: Data) -> dict[st
         settings = {**settings, "epochs": 10}
     if isinstance(settings["views"], str):
         settings = {**settings, "views": views.parse(settings["views"])}
+    if settings["views"] is not None and objective.views is None:
+        objective.check_views(settings["views"])
     return settings
 
 

@@ -18,6 +18,7 @@ from retinue.engine.modes import evaluating
 from retinue.engine.seeds import own_randomness, seed_all
 from retinue.errors import ArgumentError, ShapeError, unknown
 from retinue.explain.grad_cam import labels
+from retinue.models.untrained import forget
 
 Fill = Literal["mean", "blur"] | float
 Classes = int | Sequence[int] | Tensor | None
@@ -279,7 +280,7 @@ def sanity_check(
         seed_all(seed)
         for end in ends:
             for _, part in owners[start:end]:
-                _forget(part)
+                forget(part)
             name = owners[end - 1][0] or type(model).__name__
             found[name], start = spearman(trained, explainer(spoiled, images, classes)), end
     return found
@@ -360,13 +361,3 @@ def _ranks(values: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places
     below = torch.searchsorted(ordered, values.contiguous())
     up_to = torch.searchsorted(ordered, values.contiguous(), right=True)
     return (below + up_to).double() / 2
-
-
-def _forget(part: nn.Module) -> None:
-    """Initialise the parameters that belong to a layer itself."""
-    if hasattr(part, "reset_parameters"):
-        part.reset_parameters()  # type: ignore[operator]
-        return
-    with torch.no_grad():
-        for parameter in part.parameters(recurse=False):
-            parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel(), device=parameter.device)].view_as(parameter))

@@ -1,6 +1,6 @@
 """Numbers that say how good something is, torchmetrics' where it has them."""
 
-from retinue.metrics.cka import hsic, linear_cka, minibatch_cka
+from retinue.metrics.cka import hsic, linear_cka, minibatch_cka, rsa
 from retinue.metrics.classification import (
     Calibration,
     PerClass,
@@ -29,5 +29,6 @@ __all__ = [
     "most_confused",
     "negative_log_likelihood",
     "per_class",
+    "rsa",
     "top_k_accuracy",
 ]

@@ -1,7 +1,14 @@
-"""CKA: how alike two representations of the same images are, in whatever basis (Kornblith et al. 2019, arXiv 1905.00414)."""
+"""CKA and RSA: how alike two representations of the same images are, in whatever basis.
+
+CKA is of Kornblith et al. 2019 (arXiv 1905.00414), RSA of Kriegeskorte et al. 2008. `linear_cka` and `rsa` compare features;
+`linear_kernel` and `cosines` with `aligned` and `correlated` are their halves: what is kept of each representation, and how two such
+matrices compare. Losses are made of the halves, since they never give NaN.
+"""
 
 from collections.abc import Iterable
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -76,12 +83,88 @@ def minibatch_cka(
     return sums[0] / (sums[1].sqrt() * sums[2].sqrt())
 
 
-def _kernel(x: Tensor, others: int, unbiased: bool) -> Tensor:
-    least = 4 if unbiased else 2
+def rsa(x: Float[Tensor, "images features"], y: Float[Tensor, "images others"]) -> Float[Tensor, ""]:
+    """Correlate the similarities of all pairs of images in one representation with those in another (representational similarity).
+
+    Args:
+        x: features of some images; maps are flattened or pooled first.
+        y: other features of the same images, of any length.
+
+    Returns:
+        Pearson's correlation between the two matrices of cosines, in [-1, 1]; 0 where all cosines of one are equal. Differentiable.
+
+    Raises:
+        ShapeError: if the two have different numbers of images, or fewer than two.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> round(float(rsa(x, x @ torch.tensor([[0.0, 2.0], [-2.0, 0.0]]))), 6)
+    1.0
+    """
+    _check(x, len(y), least=2)
+    _check(y, len(x), least=2)
+    return correlated(cosines(x.double()), cosines(y.double()))
+
+
+def linear_kernel(x: Float[Tensor, "*groups images features"]) -> Float[Tensor, "*groups images images"]:
+    """Compute X X' of centred features, in float32 or higher whatever the precision around it: half precision would overflow.
+
+    Features that differ between images by rounding alone count as constant, and their kernel is zero.
+
+    Args:
+        x: features of some images; any leading dimensions are kept apart.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = x if x.dtype == torch.float64 else x.float()
+        centred = x - x.mean(-2, keepdim=True)
+        K = centred @ centred.mT
+        rounding = (8 * torch.finfo(x.dtype).eps) ** 2 * x.detach().square().sum((-2, -1))
+        return K * (K.detach().diagonal(dim1=-2, dim2=-1).sum(-1) > rounding)[..., None, None]
+
+
+def aligned(K: Float[Tensor, "*groups n n"], L: Float[Tensor, "*groups n n"]) -> Float[Tensor, "*groups"]:
+    """Compute <K, L> / (|K| |L|) of two centred kernels: the biased CKA, in [0, 1]; 0 (without gradient) where one is zero."""
+    return _cosine(K, L)
+
+
+def cosines(x: Float[Tensor, "*groups images features"]) -> Float[Tensor, "*groups images images"]:
+    """Compute the cosine between each pair of images, in float32 or higher; images of zero features have cosine 0 with all."""
+    with torch.autocast(x.device.type, enabled=False):
+        unit = F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+        return unit @ unit.mT
+
+
+def correlated(A: Float[Tensor, "*groups n n"], B: Float[Tensor, "*groups n n"]) -> Float[Tensor, "*groups"]:
+    """Compute Pearson's correlation between the entries of two matrices, diagonals included; 0 (without gradient) where one is constant."""
+
+    def centred(M: Tensor) -> Tensor:
+        M = M - M.mean((-2, -1), keepdim=True)
+        rounding = 8 * torch.finfo(M.dtype).eps  # cosines are of order 1
+        return M * (M.detach().abs().amax((-2, -1), keepdim=True) > rounding)
+
+    return _cosine(centred(A), centred(B))
+
+
+def _cosine(A: Tensor, B: Tensor) -> Tensor:
+    """The cosine between matrices, scaled first: the squares of large kernels would overflow, those of small ones vanish."""
+
+    def unit(M: Tensor) -> Tensor:
+        M = M.flatten(-2)
+        largest = M.detach().abs().amax(-1, keepdim=True)
+        M = M / torch.where(largest > 0, largest, 1)
+        square = M.square().sum(-1, keepdim=True)
+        return M / torch.where(square > 0, square, 1).sqrt()
+
+    return (unit(A) * unit(B)).sum(-1)
+
+
+def _check(x: Tensor, others: int, least: int) -> None:
     if x.ndim != 2:
         raise ShapeError(f"cka: features must have one row an image, got shape {tuple(x.shape)}. Flatten or pool maps: x.flatten(1).")
     if len(x) != others or len(x) < least:
         raise ShapeError(f"cka: both representations must be of the same images, at least {least} of them; got {len(x)} and {others}.")
-    x = x.double()
-    x = x - x.mean(0)  # changes neither estimate, and keeps the digits of features with a large mean
-    return x @ x.T
+
+
+def _kernel(x: Tensor, others: int, unbiased: bool) -> Tensor:
+    _check(x, others, least=4 if unbiased else 2)
+    return linear_kernel(x.double())  # centring changes neither estimate, and keeps the digits of features with a large mean

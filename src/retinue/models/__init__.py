@@ -3,39 +3,133 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from retinue.models.alexnet import alexnet
 from retinue.models.cifar_resnet import cifar_resnet, resnet20
 from retinue.models.crops import ensemble_predict, multi_crop
 from retinue.models.factory import create_model, list_models, register
+from retinue.models.guidance_targets import deep_fcn, plain_resnet50, row_transformer, vanilla_rnn, wide_fcn
+from retinue.models.ibn_net import densenet_ibn, resnet_ibn
+from retinue.models.ibn_net_layers import IBN, convert_to_ibn
+from retinue.models.ibn_net_shifts import appearance_shifts, evaluate_shifts, feature_divergence
+from retinue.models.iformer import InceptionTransformer, iformer, iformer_base, iformer_large, iformer_small
+from retinue.models.iformer_blocks import InceptionMixer
+from retinue.models.inception_next import (
+    inception_next,
+    inception_next_atto,
+    inception_next_base,
+    inception_next_base_384,
+    inception_next_small,
+    inception_next_tiny,
+)
+from retinue.models.inception_next_blocks import InceptionDWConv2d, MetaNeXtBlock
 from retinue.models.inception_resnet import inception_resnet_v1, inception_resnet_v2
 from retinue.models.inception_v4 import inception_v4
+from retinue.models.layer_probe import LayerProbe
 from retinue.models.macs import count_macs
 from retinue.models.mlp import mlp
+from retinue.models.nasnet import (
+    nasnet,
+    nasnet_a_cifar,
+    nasnet_a_cifar_large,
+    nasnet_a_large,
+    nasnet_a_mobile,
+    nasnet_a_proxy,
+    nasnet_a_tiny,
+)
+from retinue.models.nasnet_cells import Genotype, ScheduledDropPath
+from retinue.models.network_in_network import network_in_network
 from retinue.models.protocol import adapt, config, feature_size, pooled_features
+from retinue.models.resnet_rs import (
+    resnet_rs,
+    resnet_rs_50,
+    resnet_rs_101,
+    resnet_rs_152,
+    resnet_rs_200,
+    resnet_rs_270,
+    resnet_rs_350,
+    resnet_rs_420,
+)
+from retinue.models.resnet_rs_3d import resnet3d_rs
+from retinue.models.resnet_rs_training import RSRecipe, pseudo_label, scaling_advisor
+from retinue.models.simplenet import simplenet
 from retinue.models.small_convnet import small_convnet
 from retinue.models.tiny import tiny
+from retinue.models.untrained import untrained
 
 if TYPE_CHECKING:
     from retinue.models.optimized import optimize as optimize
 
 __all__ = [
     "adapt",
+    "alexnet",
+    "appearance_shifts",
     "cifar_resnet",
     "config",
+    "convert_to_ibn",
     "count_macs",
     "create_model",
+    "deep_fcn",
+    "densenet_ibn",
     "ensemble_predict",
+    "evaluate_shifts",
+    "feature_divergence",
     "feature_size",
+    "Genotype",
+    "IBN",
+    "iformer",
+    "iformer_base",
+    "iformer_large",
+    "iformer_small",
+    "inception_next",
+    "inception_next_atto",
+    "inception_next_base",
+    "inception_next_base_384",
+    "inception_next_small",
+    "inception_next_tiny",
     "inception_resnet_v1",
     "inception_resnet_v2",
     "inception_v4",
+    "InceptionDWConv2d",
+    "InceptionMixer",
+    "InceptionTransformer",
+    "LayerProbe",
     "list_models",
+    "MetaNeXtBlock",
     "mlp",
     "multi_crop",
+    "nasnet",
+    "nasnet_a_cifar",
+    "nasnet_a_cifar_large",
+    "nasnet_a_large",
+    "nasnet_a_mobile",
+    "nasnet_a_proxy",
+    "nasnet_a_tiny",
+    "network_in_network",
+    "plain_resnet50",
     "pooled_features",
+    "pseudo_label",
     "register",
     "resnet20",
+    "resnet3d_rs",
+    "resnet_ibn",
+    "resnet_rs",
+    "resnet_rs_101",
+    "resnet_rs_152",
+    "resnet_rs_200",
+    "resnet_rs_270",
+    "resnet_rs_350",
+    "resnet_rs_420",
+    "resnet_rs_50",
+    "row_transformer",
+    "RSRecipe",
+    "scaling_advisor",
+    "ScheduledDropPath",
+    "simplenet",
     "small_convnet",
     "tiny",
+    "untrained",
+    "vanilla_rnn",
+    "wide_fcn",
 ]
 
 

@@ -18,7 +18,7 @@ Without keys, a view draws from torch's default generator. A view that mixes tak
 
 from retinue.data.views.auto import RandAugment, TrivialAugment
 from retinue.data.views.base import View
-from retinue.data.views.compose import Choose, Compose
+from retinue.data.views.compose import Choose, Compose, flat
 from retinue.data.views.crops import CenterCrop, Crop, Flip, VerticalFlip
 from retinue.data.views.draws import derive, keys, partner_indices, uniform
 from retinue.data.views.erase import Erase
@@ -54,6 +54,7 @@ __all__ = [
     "VerticalFlip",
     "View",
     "derive",
+    "flat",
     "keys",
     "parse",
     "partner_indices",

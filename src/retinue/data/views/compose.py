@@ -121,6 +121,15 @@ class Choose(View):
         return rows, [derive(keys[mine], number) for number, mine in enumerate(rows)]
 
 
+def flat(view: Any) -> list[Any]:
+    """List the views inside a view, however deeply they are nested; a plain one, or a function, is the only one.
+
+    >>> flat(Compose([Normalize((0.5,), (0.5,)), Compose([])]))
+    [normalize((0.5,), (0.5,))]
+    """
+    return [one for part in view.views for one in flat(part)] if isinstance(view, Compose | Choose) else [view]
+
+
 def _views(view: View, views: Any) -> tuple[View, ...]:
     if not isinstance(views, list | tuple) or not all(isinstance(part, View) for part in views):
         raise ArgumentError(f"{view.name}: `views` must be a list of views, got {views!r}. Such as {view.name}([crop(4), flip()]).")
