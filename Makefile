@@ -32,7 +32,7 @@ generated: .venv/dev
 new: .venv/dev
 	$(BIN)/python tools/new.py --slug "$(SLUG)" --room "$(ROOM)"
 
-benchmarks: .venv/dev
+benchmarks: .venv/bench
 	$(BIN)/python -m benchmarks
 
 .venv/bin/python:
@@ -45,4 +45,8 @@ benchmarks: .venv/dev
 
 .venv/dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@ .venv/base
+
+.venv/bench: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 	@touch $@ .venv/base

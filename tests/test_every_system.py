@@ -36,7 +36,7 @@ class Stop(BaseException):
 @cache
 def data() -> Data:
     """A few digits as small colour images."""
-    return retinue.data.open("digits", input_size=32, channels=3, train_images=48, test_images=20)
+    return retinue.data.open("digits", input_size=32, channels=3, train_images=160, test_images=20)
 
 
 def backbone(kind: Any) -> nn.Module:
@@ -98,6 +98,7 @@ def test_exceptions_name_laws_that_exist() -> None:
 def test_the_loss_is_a_finite_scalar(slug: str, kind: str) -> None:
     model = backbone(kind)
     objective = objective_of(slug, model)
+    model = objective.prepare(model, data())
     train_mode(model)
     seed_all(0)
     for player, numbers in objective.losses(model, a_batch(objective), 0):
@@ -112,6 +113,7 @@ def test_the_loss_is_a_finite_scalar(slug: str, kind: str) -> None:
 def test_a_step_moves_its_players_parameters_and_no_others(slug: str, kind: str) -> None:
     model = backbone(kind)
     objective = objective_of(slug, model)
+    model = objective.prepare(model, data())
     players = objective.players(model)
     before = {id(p): p.detach().clone() for p in (*model.parameters(), *objective.parameters())}
     owned = {id(p) for parameters in players.values() for p in parameters}
@@ -184,7 +186,7 @@ def test_wrong_arguments_are_refused_by_name(slug: str, scale: str) -> None:
 def test_the_laptop_recipe_starts(slug: str, tmp_path: Path) -> None:
     recipe = recipes.load(slug)
     if recipe.procedure is None:
-        changes = {"fit.epochs": None, "fit.max_steps": 2, "fit.batch_size": 8, "data.train_images": 100, "data.test_images": 30}
+        changes = {"fit.epochs": None, "fit.max_steps": 2, "fit.batch_size": 8, "data.train_images": 160, "data.test_images": 30}
         if recipe.data["name"] != "digits":  # the recipe's own set need not be on this machine
             changes |= {"data.name": "digits", "data.channels": 3}
         run = recipes.bind(recipes.load(slug, changes=changes)).run(tmp_path, progress=False)

@@ -151,6 +151,7 @@ _SYSTEMS: tuple[System, ...] = (
         authors="Weihao Yu et al.", parts=(
             "retinue.models.inception_next", "retinue.models.InceptionDWConv2d", "retinue.models.MetaNeXtBlock",
         ),
+        state="ready",
         title="InceptionNeXt: When Inception Meets ConvNeXt",
         use="I want ConvNeXt accuracy from a convolutional network that trains faster on my GPU.",
     ),
@@ -169,6 +170,7 @@ _SYSTEMS: tuple[System, ...] = (
             "retinue.models.resnet_ibn", "retinue.models.densenet_ibn", "retinue.models.convert_to_ibn", "retinue.models.IBN",
             "retinue.models.appearance_shifts", "retinue.models.evaluate_shifts", "retinue.models.feature_divergence",
         ),
+        state="ready",
         title="Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net",
         use="My network must work on images that look different (night, other camera, other style) without target data.",
     ),
@@ -201,7 +203,11 @@ _SYSTEMS: tuple[System, ...] = (
         authors="Qinyu Li, Yee Whye Teh, Razvan Pascanu",
         title="NoProp: Training Neural Networks without Full Back-propagation or Full Forward-propagation",
         use="I want to train blocks one by one, without back-propagation through the network, in the memory of a single block.",
-        parts=("retinue.train.NoPropDT", "retinue.train.NoPropCT", "retinue.train.NoPropFM"),
+        parts=(
+            "retinue.train.NoProp", "retinue.train.NoPropDT", "retinue.train.NoPropCT", "retinue.train.NoPropFM",
+            "retinue.train.local_step",
+        ),
+        exceptions={"same keys": "what is trained is a network built around the model: blocks, embedding and output layer"},
     ),
     System(
         slug="rotnet", room="pretrain", module="pretrain/rotnet.py", year=2018, arxiv="1803.07728",
@@ -250,13 +256,18 @@ _SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="meal-v2", room="distill", module="distill/meal_v2.py", year=2020, arxiv="2009.08453",
-        authors="Zhiqiang Shen, Marios Savvides", parts=("retinue.distill.MEALv2",),
+        authors="Zhiqiang Shen, Marios Savvides", parts=(
+            "retinue.distill.MEALv2", "retinue.distill.EnsembleTeacher", "retinue.distill.distill_ensemble", "retinue.distill.StoredMEALv2",
+        ),
         title="MEAL V2: Boosting Vanilla ResNet-50 to 80%+ Top-1 Accuracy on ImageNet without Tricks",
         use="I have a trained small network and some stronger teachers: make it better without changing it and without labels.",
     ),
     System(
         slug="dataset-reinforcement", room="distill", module="distill/dataset_reinforcement.py", year=2023, arxiv="2303.08983",
-        authors="Fartash Faghri et al.", parts=("retinue.distill.ReinforcementBuilder", "retinue.distill.ReinforcedDataset"),
+        authors="Fartash Faghri et al.", parts=(
+            "retinue.distill.ReinforcementBuilder", "retinue.distill.ReinforcedDataset", "retinue.distill.Reinforced",
+            "retinue.distill.ReplayableTransform", "retinue.distill.reinforced_training", "retinue.engine.corruption_robustness",
+        ),
         title="Reinforce Data, Multiply Impact: Improved Model Accuracy and Robustness with Dataset Reinforcement",
         use="I train many models on one data set: pay for strong teachers once, store their answers, train each at ordinary cost.",
     ),
@@ -384,7 +395,11 @@ _SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="relative-representations", room="explain", module="explain/relative.py", year=2022, arxiv="2209.15430",
-        authors="Luca Moschella et al.", parts=("retinue.explain.RelativeProjection",),
+        authors="Luca Moschella et al.", parts=(
+            "retinue.explain.RelativeProjection", "retinue.explain.select_anchors", "retinue.explain.Relative", "retinue.explain.stitch",
+            "retinue.metrics.compare_spaces",
+        ),
+        exceptions={"same keys": "what is trained is a network built around the model: encoder, anchors and head"},
         title="Relative representations enable zero-shot latent space communication",
         use="Compare two networks' feature spaces, or stitch the head of one on the other, without training.",
     ),

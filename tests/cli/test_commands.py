@@ -91,6 +91,15 @@ def test_evaluate_gives_the_numbers_of_the_training(run_dir: Path, photos: Path,
     assert answer(capsys, "evaluate", str(run_dir), "--split", "val").startswith("8 images: top1 ")
 
 
+def test_evaluate_measures_corrupted_images_too(run_dir: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(answer(capsys, "evaluate", str(run_dir), "--corruptions", "--json"))
+    assert told["corruptions"]["clean"]["top1"] == told["top1"]
+    assert {"gaussian_noise", "mean"} <= set(told["corruptions"])
+    lines = answer(capsys, "evaluate", str(run_dir), "--corruptions").splitlines()
+    assert len(lines) == len(told["corruptions"])
+    assert lines[-1].startswith("mean: top1 ")
+
+
 def test_evaluate_matches_classes_by_name(run_dir: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("digit-3", "digit-1"):
         (tmp_path / name).symlink_to(photos / name)

@@ -129,7 +129,7 @@ def test_what_defines_a_result_is_described_in_json() -> None:
     told = json.loads(json.dumps(describe(tiny("ours", in_chans=1), Supervised(label_smoothing=0.1), data, settings)))
     assert set(told) == {"model", "objective", "data", "fit"}
     assert told["model"]["name"] == "small_convnet"
-    assert told["objective"]["class"] == "retinue.train.supervised.Supervised"
+    assert told["objective"]["class"] == "retinue.engine.supervised.Supervised"
     assert told["objective"]["label_smoothing"] == 0.1
     assert told["fit"] == {"epochs": 3, "views": "Identity()"}, "places say nothing about the result"
     bare = adapt(tiny("bare", in_chans=1))

@@ -48,7 +48,7 @@ def collected(name: str = "a-run", **changes: Any) -> Collected:
     values: dict[str, Any] = {
         "settings": {
             "model": {"name": "small_convnet", "arguments": {"widths": [8, 8]}, "parameters": 16794},
-            "objective": {"class": "retinue.train.supervised.Supervised", "label_smoothing": 0.1},
+            "objective": {"class": "retinue.engine.supervised.Supervised", "label_smoothing": 0.1},
             "data": {"name": "digits", "images": {"train": 1294, "val": 144, "test": 100}},
             "fit": {"epochs": 20, "clip_grad": None, "seed": 0},
         },

@@ -14,6 +14,7 @@ COMMANDS = {
     "run": "run the recipe of a system",
     "evaluate": "measure a run's best model on held-out images",
     "probe": "measure a run's backbone on few labels, beside the same network from scratch",
+    "reinforce": "store teachers' answers beside a data set, and train on them",
     "predict": "name what is on images, with probabilities",
     "explain": "show where the network looked, as heat maps over images",
     "report": "write the report of a run, or of several side by side",
@@ -21,7 +22,7 @@ COMMANDS = {
     "claim": "try what a paper claims, and judge by a rule fixed beforehand",
     "claims": "list the verdicts of all claims tried so far",
 }
-RESUMABLE = ("demo", "train", "run")
+RESUMABLE = ("demo", "train", "run", "reinforce")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,9 +8,12 @@ from retinue.engine.objective import Objective
 from retinue.engine.parallel import map
 from retinue.engine.prediction import find_images, predict, read_images
 from retinue.engine.procedures import Stages, stages
+from retinue.engine.robustness import corruption_robustness
 from retinue.engine.run import Run, environment
+from retinue.engine.supervised import Supervised
 
 __all__ = [
-    "Objective", "Run", "Stages", "best", "check_run", "environment", "evaluate", "evaluating", "find_images", "fit", "held_out", "judge",
-    "load", "logits", "map", "predict", "read_images", "reopen", "stages", "train_mode",
+    "Objective", "Run", "Stages", "Supervised", "best", "check_run", "corruption_robustness", "environment", "evaluate", "evaluating",
+    "find_images", "fit", "held_out", "judge", "load", "logits", "map", "predict", "read_images", "reopen", "stages",
+    "train_mode",
 ]  # fmt: skip

@@ -14,8 +14,14 @@ from retinue.metrics.classification import (
     per_class,
     top_k_accuracy,
 )
+from retinue.metrics.spaces import affine_map, compare_spaces, jaccard, mean_reciprocal_rank, procrustes
 
 __all__ = [
+    "affine_map",
+    "compare_spaces",
+    "jaccard",
+    "mean_reciprocal_rank",
+    "procrustes",
     "Calibration",
     "PerClass",
     "balanced_accuracy",

@@ -38,7 +38,9 @@ from retinue.models.nasnet import (
 )
 from retinue.models.nasnet_cells import Genotype, ScheduledDropPath
 from retinue.models.network_in_network import network_in_network
+from retinue.models.noprop import noprop_ct, noprop_dt, noprop_fm
 from retinue.models.protocol import adapt, config, feature_size, pooled_features
+from retinue.models.relative import relative
 from retinue.models.resnet_rs import (
     resnet_rs,
     resnet_rs_50,
@@ -106,9 +108,13 @@ __all__ = [
     "nasnet_a_tiny",
     "network_in_network",
     "plain_resnet50",
+    "noprop_ct",
+    "noprop_dt",
+    "noprop_fm",
     "pooled_features",
     "pseudo_label",
     "register",
+    "relative",
     "resnet20",
     "resnet3d_rs",
     "resnet_ibn",

@@ -1,11 +1,18 @@
 """Training with labels: from nothing, and by transfer from a network that was trained before."""
 
+from retinue.engine import Supervised
+from retinue.train.noprop import NoProp, NoPropCT, NoPropDT, NoPropFM, activation_bytes, local_step
 from retinue.train.probe import knn, linear, probe
 from retinue.train.self_training import SelfTraining
-from retinue.train.supervised import Supervised
 from retinue.train.transfer import TwoPhaseSchedule, WeightedCrossEntropy, compare_backbones, transfer
 
 __all__ = [
+    "NoProp",
+    "NoPropCT",
+    "NoPropDT",
+    "NoPropFM",
+    "activation_bytes",
+    "local_step",
     "SelfTraining",
     "Supervised",
     "TwoPhaseSchedule",

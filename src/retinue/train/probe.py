@@ -16,12 +16,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from retinue.data import Data, Split, few_labels
-from retinue.engine import evaluate, fit, stages
+from retinue.engine import Supervised, evaluate, fit, stages
 from retinue.engine.modes import evaluating
 from retinue.engine.seeds import own_randomness, seed_all
 from retinue.errors import ArgumentError, unknown
 from retinue.models import adapt, config, create_model, pooled_features, untrained
-from retinue.train.supervised import Supervised
 
 Method = Literal["knn", "linear", "finetune"]
 METHODS: tuple[Method, ...] = ("knn", "linear", "finetune")

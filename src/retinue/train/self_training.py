@@ -6,8 +6,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from retinue.data import Batch, Data
+from retinue.engine import Supervised
 from retinue.errors import ShapeError
-from retinue.train.supervised import Supervised
 
 
 class SelfTraining(Supervised):

@@ -6,8 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from retinue.data import Batch, Data, Loader
-from retinue.engine import Objective, judge
+from retinue.engine.evaluation import judge
 from retinue.engine.modes import evaluating
+from retinue.engine.objective import Objective
 from retinue.errors import ArgumentError
 
 
