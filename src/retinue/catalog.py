@@ -177,6 +177,7 @@ _SYSTEMS: tuple[System, ...] = (
     System(
         slug="simplenet", room="models", module="models/simplenet.py", year=2016, arxiv="1608.06037",
         authors="Seyyed Hossein Hasanpour et al.", parts=("retinue.models.simplenet",),
+        state="ready",
         title="Lets keep it simple, Using simple architectures to outperform deeper and more complex architectures",
         use="I want a small, fast, plain network for tiny images (28 to 32 px) or an embedded device.",
     ),
