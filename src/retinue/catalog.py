@@ -187,6 +187,7 @@ _SYSTEMS: tuple[System, ...] = (
             "retinue.models.resnet_rs", "retinue.models.resnet3d_rs", "retinue.models.scaling_advisor", "retinue.models.RSRecipe",
             "retinue.models.pseudo_label", "retinue.train.SelfTraining",
         ),
+        state="ready",
         title="Revisiting ResNets: Improved Training and Scaling Strategies",
         use="I want the most out of a plain ResNet: a better training recipe, and advice on growing depth, width or resolution.",
     ),
