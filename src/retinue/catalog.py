@@ -279,6 +279,7 @@ _SYSTEMS: tuple[System, ...] = (
             "retinue.distill.Guidance", "retinue.distill.map_layers", "retinue.models.deep_fcn", "retinue.models.wide_fcn",
             "retinue.models.plain_resnet50", "retinue.models.vanilla_rnn",
         ),
+        state="ready",
         title="Training the Untrainable: Introducing Inductive Bias via Representational Alignment",
         use="My architecture trains badly (very deep, no skips, fully connected): let another network guide its layers.",
     ),
@@ -367,6 +368,7 @@ _SYSTEMS: tuple[System, ...] = (
             "retinue.explain.pointing_game", "retinue.explain.average_drop", "retinue.explain.sanity_check", "retinue.train.transfer",
             "retinue.train.compare_backbones",
         ),
+        state="ready",
         title="Deep Learning for Identifying Iran's Cultural Heritage Buildings in "
         "Need of Conservation Using Image Classification and Grad-CAM",
         use="Why did it say that? A heat map of where the network looked, with a measure of whether to trust it; transfer learning.",
