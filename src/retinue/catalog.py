@@ -222,7 +222,10 @@ _SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="simclr-v2", room="pretrain", module="pretrain/simclr_v2.py", year=2020, arxiv="2006.10029",
-        authors="Ting Chen et al.", parts=("retinue.pretrain.SimCLRv2",),
+        authors="Ting Chen et al.", parts=(
+            "retinue.pretrain.SimCLRv2", "retinue.pretrain.semi_supervised", "retinue.models.simclr_resnet",
+            "retinue.models.ProjectionHead", "retinue.losses.nt_xent", "retinue.losses.supcon",
+        ),
         title="Big Self-Supervised Models are Strong Semi-Supervised Learners",
         use="I have many images and few labels: pre-train contrastively, fine-tune on the few labels, then distil into a small network.",
     ),
@@ -261,6 +264,7 @@ _SYSTEMS: tuple[System, ...] = (
         authors="Zhiqiang Shen, Marios Savvides", parts=(
             "retinue.distill.MEALv2", "retinue.distill.EnsembleTeacher", "retinue.distill.distill_ensemble", "retinue.distill.StoredMEALv2",
         ),
+        state="ready",
         title="MEAL V2: Boosting Vanilla ResNet-50 to 80%+ Top-1 Accuracy on ImageNet without Tricks",
         use="I have a trained small network and some stronger teachers: make it better without changing it and without labels.",
     ),
@@ -270,6 +274,7 @@ _SYSTEMS: tuple[System, ...] = (
             "retinue.distill.ReinforcementBuilder", "retinue.distill.ReinforcedDataset", "retinue.distill.Reinforced",
             "retinue.distill.ReplayableTransform", "retinue.distill.reinforced_training", "retinue.engine.corruption_robustness",
         ),
+        state="ready",
         title="Reinforce Data, Multiply Impact: Improved Model Accuracy and Robustness with Dataset Reinforcement",
         use="I train many models on one data set: pay for strong teachers once, store their answers, train each at ordinary cost.",
     ),
@@ -404,6 +409,7 @@ _SYSTEMS: tuple[System, ...] = (
             "retinue.metrics.compare_spaces",
         ),
         exceptions={"same keys": "what is trained is a network built around the model: encoder, anchors and head"},
+        state="ready",
         title="Relative representations enable zero-shot latent space communication",
         use="Compare two networks' feature spaces, or stitch the head of one on the other, without training.",
     ),

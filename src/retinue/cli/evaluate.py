@@ -11,7 +11,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--data", type=str, default=None, help="other data; classes are matched by name (default: the run's own)")
     parser.add_argument("--split", type=str, default="test", help="test, val or train")
     parser.add_argument("--batch_size", type=int, default=256, help="images at a time")
-    parser.add_argument("--corruptions", action="store_true", help="measure on corrupted images too: noise, blur, weather, warps and others")
+    parser.add_argument("--corruptions", action="store_true", help="measure on corrupted images too: noise, blur, warps and others")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -7,6 +7,7 @@ import timm.scheduler
 import torch
 from torch import nn
 
+import retinue.engine.lars  # noqa: F401
 from retinue.errors import ArgumentError, unknown
 
 SCHEDULES = ("constant", "cosine", "multistep", "onecycle", "plateau", "poly", "step", "tanh")
@@ -23,7 +24,7 @@ def make_optimizer(
     momentum: float,
     **arguments: Any,
 ) -> torch.optim.Optimizer:
-    """Build an optimiser of timm or torch by timm's name ("sgd", "adamw", "lars", "rmsproptf", ...).
+    """Build an optimiser of timm or torch by timm's name ("sgd", "adamw", "lars", "simclr_lars", ...).
 
     Args:
         name: one of `timm.optim.list_optimizers()`; "sgd" has Nesterov's momentum as in timm, "momentum" is without.

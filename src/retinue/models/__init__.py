@@ -39,6 +39,7 @@ from retinue.models.nasnet import (
 from retinue.models.nasnet_cells import Genotype, ScheduledDropPath
 from retinue.models.network_in_network import network_in_network
 from retinue.models.noprop import noprop_ct, noprop_dt, noprop_fm
+from retinue.models.projection import ProjectedClassifier, ProjectionHead, projected_classifier
 from retinue.models.protocol import adapt, config, feature_size, pooled_features
 from retinue.models.relative import relative
 from retinue.models.resnet_rs import (
@@ -53,6 +54,7 @@ from retinue.models.resnet_rs import (
 )
 from retinue.models.resnet_rs_3d import resnet3d_rs
 from retinue.models.resnet_rs_training import RSRecipe, pseudo_label, scaling_advisor
+from retinue.models.simclr_resnet import simclr_resnet
 from retinue.models.simplenet import simplenet
 from retinue.models.small_convnet import small_convnet
 from retinue.models.tiny import tiny
@@ -112,6 +114,9 @@ __all__ = [
     "noprop_dt",
     "noprop_fm",
     "pooled_features",
+    "ProjectedClassifier",
+    "ProjectionHead",
+    "projected_classifier",
     "pseudo_label",
     "register",
     "relative",
@@ -130,6 +135,7 @@ __all__ = [
     "RSRecipe",
     "scaling_advisor",
     "ScheduledDropPath",
+    "simclr_resnet",
     "simplenet",
     "small_convnet",
     "tiny",

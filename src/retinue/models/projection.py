@@ -1,9 +1,8 @@
-"""The projection head of SimCLRv2, and the classifier that is fine-tuned from a layer in its middle (Chen et al. 2020, arXiv 2006.10029)."""
+"""The projection head of SimCLRv2, and the classifier fine-tuned from a layer in its middle (Chen et al. 2020, arXiv 2006.10029)."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal, overload
-
-import torch
 
 from jaxtyping import Float
 from timm.models._manipulate import group_parameters
@@ -36,13 +35,13 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, in_dim: int, hidden_dim: int | None = None, out_dim: int = 128, num_layers: int = 3) -> None:
         super().__init__()
-        widths = {"in_dim": in_dim, "hidden_dim": in_dim if hidden_dim is None else hidden_dim, "out_dim": out_dim, "num_layers": num_layers}
-        for name, value in widths.items():
+        hidden_dim = in_dim if hidden_dim is None else hidden_dim
+        for name, value in (("in_dim", in_dim), ("hidden_dim", hidden_dim), ("out_dim", out_dim), ("num_layers", num_layers)):
             if value < 1:
                 raise ArgumentError(f"ProjectionHead: `{name}` must be at least 1, got {value}. The paper has 3 layers, the last of 128.")
-        chain = [in_dim, *[widths["hidden_dim"]] * (num_layers - 1), out_dim]
+        chain = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
         self.widths = chain
-        self.layers = nn.Sequential(*(_layer(a, b, last=i == num_layers - 1) for i, (a, b) in enumerate(zip(chain, chain[1:]))))
+        self.layers = nn.Sequential(*(_layer(a, b, last=i == num_layers - 1) for i, (a, b) in enumerate(pairwise(chain))))
 
     @overload
     def forward(self, h: Float[Tensor, "images features"], return_layers: Literal[False] = False) -> Tensor: ...
@@ -89,6 +88,7 @@ class ProjectedClassifier(nn.Module):
     Raises:
         ArgumentError: if the head has not so many layers.
 
+    >>> import torch
     >>> from retinue.models import tiny
     >>> model = ProjectedClassifier(tiny("timm_vit"), ProjectionHead(32), num_classes=5)
     >>> model(torch.zeros(2, 3, 32, 32)).abs().sum().item()
@@ -124,8 +124,8 @@ class ProjectedClassifier(nn.Module):
         if after_block in range(ENCODER):
             if not hasattr(self.backbone, "group_matcher"):
                 raise ArgumentError(
-                    f"freeze: {type(self.backbone).__name__} does not say what its stages are (group_matcher), so that `after_block` can be "
-                    f"-1 or 4, got {after_block}."
+                    f"freeze: {type(self.backbone).__name__} does not say what its stages are (group_matcher), got `after_block` "
+                    f"{after_block}. Take -1 (all learns) or 4 (the encoder is frozen)."
                 )
             names = dict(self.backbone.named_parameters())
             for group, members in group_parameters(self.backbone, self.backbone.group_matcher(coarse=True)).items():

@@ -1,5 +1,21 @@
 """Backbones from images without labels."""
 
 from retinue.pretrain.rotnet import RotNet, rotate_batch
+from retinue.pretrain.simclr_v2 import SimCLRv2, contrastive_views, learning_rate
+from retinue.pretrain.simclr_v2_labels import Distillation, FineTuning, distillation_loss
+from retinue.pretrain.simclr_v2_stages import distill, finetune, pretrain, semi_supervised
 
-__all__ = ["RotNet", "rotate_batch"]
+__all__ = [
+    "Distillation",
+    "FineTuning",
+    "RotNet",
+    "SimCLRv2",
+    "contrastive_views",
+    "distill",
+    "distillation_loss",
+    "finetune",
+    "learning_rate",
+    "pretrain",
+    "rotate_batch",
+    "semi_supervised",
+]

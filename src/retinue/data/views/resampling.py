@@ -32,6 +32,7 @@ from retinue.errors import ArgumentError, ShapeError, unknown
 BYTE_BITS = 15  # 8 bits of a pixel and 15 of a weight, with room for bicubic's overshoot, in the 24 of float32
 FLOAT_BITS = 24  # 24 and 24 in the 53 of float64
 ATTEMPTS = 10
+BLOCK, LEAST = 1 << 17, 4  # weights of windows that a processor's cache holds, and windows below which one product pays less
 
 
 def _nearest(distance: Tensor) -> Tensor:
@@ -45,8 +46,9 @@ def _triangle(distance: Tensor) -> Tensor:
 def _cubic(distance: Tensor) -> Tensor:
     """Compute Keys' kernel with a = -1/2, as Pillow and torchvision have it."""
     x = distance.abs()
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return near * (x < 1) + far * ((x >= 1) & (x < 2))
+    near = x.mul(1.5).sub_(2.5).mul_(x).mul_(x).add_(1)
+    far = x.mul(-0.5).add_(2.5).mul_(x).sub_(4).mul_(x).add_(2)
+    return torch.where(x < 1, near, far.mul_(x < 2))
 
 
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"nearest": _nearest, "bilinear": _triangle, "bicubic": _cubic}
@@ -114,9 +116,14 @@ class RandomResizedCrop(View):
         height, width = images.shape[-2:]
         top, left, tall, wide = self.boxes(keys, height, width)
         size = check_size(self)
-        rows = shares(top, tall, height, size[0], self.interpolation)
-        columns = shares(left, wide, width, size[1], self.interpolation)
-        return resample(images, rows, columns)
+        each = size[0] * height + size[1] * width
+        count = len(images) if images.is_cuda else max(LEAST, BLOCK // each)
+        shown = []
+        for part, *window in zip(*(values.split(count) for values in (images, top, tall, left, wide))):
+            rows = shares(window[0], window[1], height, size[0], self.interpolation)
+            columns = shares(window[2], window[3], width, size[1], self.interpolation)
+            shown.append(resample(part, rows, columns))
+        return torch.cat(shown)
 
     def boxes(self, keys: Keys, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw the windows of images of one size: top, left, height and width of each, in whole pixels."""
