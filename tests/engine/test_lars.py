@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import retinue
 from retinue.engine.lars import EXEMPT, LARS, exempt
+from retinue.engine.optim import make_optimizer
 from retinue.errors import ArgumentError
 
 
@@ -81,13 +82,18 @@ def test_where_the_rate_is_constant_and_nothing_decays_it_is_timms() -> None:
     assert_close(ours, theirs)
 
 
+def test_the_name_gives_it_and_not_timms() -> None:
+    made = make_optimizer("simclrlars", [nn.Parameter(torch.zeros(2, 2))], lr=1.0, weight_decay=0.0, momentum=0.9)
+    assert type(made) is LARS
+
+
 def test_fit_knows_it_by_name_and_resumes_it(tmp_path: Any) -> None:
     data = retinue.data.open("digits", train_images=64, test_images=20)
 
     def train(folder: Any, steps: int) -> dict[str, Tensor]:
         torch.manual_seed(0)
         model = retinue.create_model("small_convnet", widths=[4, 4], num_classes=10, in_chans=1)
-        settings: dict[str, Any] = {"optimizer": "simclr_lars", "lr": 1.0, "batch_size": 16, "schedule": "constant", "progress": False}
+        settings: dict[str, Any] = {"optimizer": "simclrlars", "lr": 1.0, "batch_size": 16, "schedule": "constant", "progress": False}
         return dict(retinue.fit(model, retinue.train.Supervised(), data, max_steps=steps, run_dir=folder, **settings).model.state_dict())
 
     whole, again = train(None, 2), train(tmp_path, 2)

@@ -110,7 +110,7 @@ def test_the_two_views_of_a_training_differ_and_are_the_objectives_own() -> None
 @pytest.mark.parametrize("network", ["resnet10t", "test_vit", "convnext_atto"])
 def test_the_objective_pretrains_networks_of_timm(network: str) -> None:
     model = retinue.create_model(f"timm:{network}", num_classes=0, input_size=32)
-    run = retinue.fit(model, SimCLRv2(model, out_dim=8), digits(), **{**FIT, "max_steps": 1, "optimizer": "simclr_lars"})
+    run = retinue.fit(model, SimCLRv2(model, out_dim=8), digits(), **{**FIT, "max_steps": 1, "optimizer": "simclrlars"})
     assert math.isfinite(run.metrics["loss"])
 
 

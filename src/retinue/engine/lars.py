@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from retinue.errors import ArgumentError
 
-NAME = "simclr_lars"  # as fit(optimizer=...) knows it
+NAME = "simclrlars"  # as fit(optimizer=...) knows it; timm reads only what stands behind the last "_" of a name
 EXEMPT = "exempt_from_lars"  # an attribute of a parameter
 
 

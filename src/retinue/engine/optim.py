@@ -24,7 +24,7 @@ def make_optimizer(
     momentum: float,
     **arguments: Any,
 ) -> torch.optim.Optimizer:
-    """Build an optimiser of timm or torch by timm's name ("sgd", "adamw", "lars", "simclr_lars", ...).
+    """Build an optimiser of timm or torch by timm's name ("sgd", "adamw", "lars", "simclrlars", ...).
 
     Args:
         name: one of `timm.optim.list_optimizers()`; "sgd" has Nesterov's momentum as in timm, "momentum" is without.

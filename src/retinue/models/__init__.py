@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from retinue.models.alexnet import alexnet
+from retinue.models.cae_vit import CAEViT, cae_base_patch16_224, cae_large_patch16_224, cae_small_patch16_224, cae_vit, for_fine_tuning
 from retinue.models.cifar_resnet import cifar_resnet, resnet20
 from retinue.models.crops import ensemble_predict, multi_crop
 from retinue.models.factory import create_model, list_models, register
@@ -64,6 +65,12 @@ if TYPE_CHECKING:
     from retinue.models.optimized import optimize as optimize
 
 __all__ = [
+    "CAEViT",
+    "cae_base_patch16_224",
+    "cae_large_patch16_224",
+    "cae_small_patch16_224",
+    "cae_vit",
+    "for_fine_tuning",
     "adapt",
     "alexnet",
     "appearance_shifts",

@@ -85,7 +85,7 @@ class FineTuning(Supervised):
     """Cross-entropy, with the weight decay of the classifier in the loss.
 
     Args:
-        head_decay: of the classifier's weights; for "simclr_lars", which leaves the classifier alone.
+        head_decay: of the classifier's weights; for "simclrlars", which leaves the classifier alone.
 
     >>> objective = FineTuning(head_decay=1e-4)
     """
