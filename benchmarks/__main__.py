@@ -56,15 +56,16 @@ def main() -> None:
     results = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
     for name in options.names or names():
         module = importlib.import_module(f"benchmarks.{name}")
-        rows = module.run(quick=options.quick)
         versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "timm"))
         machine = f"{os.cpu_count()} cores ({platform.machine()}), {torch.get_num_threads()} threads, {versions}"
         what = " ".join((module.__doc__ or "").split("\n\n")[0].split())
-        results[name] = {"what": what, "machine": machine, "day": date.today().isoformat(), "rows": rows}
-        print(table({name: results[name]}).split("\n\n", 2)[2], flush=True)
-        if not options.quick:
-            RECORD.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-            (FOLDER / "RESULTS.md").write_text(table(dict(sorted(results.items()))))
+        results[name] = {"what": what, "machine": machine, "day": date.today().isoformat(), "rows": []}
+        for row in module.run(quick=options.quick):
+            results[name]["rows"].append(row)
+            print(f"{row['name']}: {row['ours']:.4g}, {row['peer']:.4g} {row['unit']}, ratio {row['ratio']:.2f}", flush=True)
+            if not options.quick:
+                RECORD.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+                (FOLDER / "RESULTS.md").write_text(table(dict(sorted(results.items()))))
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ _SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="scatsimclr", room="pretrain", module="pretrain/scatsimclr.py", year=2021, arxiv="2108.13939",
-        authors="Vitaliy Kinakh, Olga Taran, Svyatoslav Voloshynovskiy", parts=("retinue.pretrain.ScatSimCLR",),
+        authors="Vitaliy Kinakh, Olga Taran, Svyatoslav Voloshynovskiy", parts=("retinue.pretrain.ScatSimCLR", "retinue.models.scatsimclr"),
         title="ScatSimCLR: self-supervised contrastive learning with pretext task regularization for small-scale datasets",
         use="My unlabelled image set is small: pre-train with a fixed scattering transform and fewer weights to learn.",
     ),

@@ -55,6 +55,8 @@ from retinue.models.resnet_rs import (
 )
 from retinue.models.resnet_rs_3d import resnet3d_rs
 from retinue.models.resnet_rs_training import RSRecipe, pseudo_label, scaling_advisor
+from retinue.models.scatsimclr import scatsimclr
+from retinue.models.scattering import Scattering2d
 from retinue.models.simclr_resnet import simclr_resnet
 from retinue.models.simplenet import simplenet
 from retinue.models.small_convnet import small_convnet
@@ -142,6 +144,8 @@ __all__ = [
     "RSRecipe",
     "scaling_advisor",
     "ScheduledDropPath",
+    "Scattering2d",
+    "scatsimclr",
     "simclr_resnet",
     "simplenet",
     "small_convnet",

@@ -6,7 +6,9 @@ from retinue.pretrain.cae_finetuning import FineTune
 from retinue.pretrain.cae_masks import BlockMask, RandomMask
 from retinue.pretrain.cae_released import PluggedTokenizer
 from retinue.pretrain.cae_tokenizers import PatchKMeans
+from retinue.pretrain.jigsaw import JigsawPretext
 from retinue.pretrain.rotnet import RotNet, rotate_batch
+from retinue.pretrain.scatsimclr import PretextRegularized, RotationPretext, ScatSimCLR
 from retinue.pretrain.simclr_v2 import SimCLRv2, contrastive_views, learning_rate
 from retinue.pretrain.simclr_v2_labels import Distillation, FineTuning, distillation_loss
 from retinue.pretrain.simclr_v2_stages import distill, finetune, pretrain, semi_supervised
@@ -17,10 +19,14 @@ __all__ = [
     "Distillation",
     "FineTune",
     "FineTuning",
+    "JigsawPretext",
     "PatchKMeans",
     "PluggedTokenizer",
     "RandomMask",
+    "PretextRegularized",
     "RotNet",
+    "RotationPretext",
+    "ScatSimCLR",
     "SimCLRv2",
     "contrastive_views",
     "distill",
