@@ -216,7 +216,7 @@ _SYSTEMS: tuple[System, ...] = (
         slug="simclr-v2", room="pretrain", module="pretrain/simclr_v2.py", year=2020, arxiv="2006.10029", state="ready",
         authors="Ting Chen et al.", parts=(
             "retinue.pretrain.SimCLRv2", "retinue.pretrain.semi_supervised", "retinue.models.simclr_resnet",
-            "retinue.models.ProjectionHead", "retinue.losses.nt_xent", "retinue.losses.supcon",
+            "retinue.models.ProjectionHead", "retinue.pretrain.FineTuning", "retinue.pretrain.Distillation",
         ),
         title="Big Self-Supervised Models are Strong Semi-Supervised Learners",
         use="I have many images and few labels: pre-train contrastively, fine-tune on the few labels, then distil into a small network.",
@@ -270,7 +270,7 @@ _SYSTEMS: tuple[System, ...] = (
         slug="dataset-reinforcement", room="distill", module="distill/dataset_reinforcement.py", year=2023, arxiv="2303.08983",
         state="ready", authors="Fartash Faghri et al.", parts=(
             "retinue.distill.ReinforcementBuilder", "retinue.distill.ReinforcedDataset", "retinue.distill.Reinforced",
-            "retinue.distill.ReplayableTransform", "retinue.distill.reinforced_training", "retinue.engine.corruption_robustness",
+            "retinue.distill.ReplayableTransform", "retinue.distill.reinforced_training",
         ),
         title="Reinforce Data, Multiply Impact: Improved Model Accuracy and Robustness with Dataset Reinforcement",
         use="I train many models on one data set: pay for strong teachers once, store their answers, train each at ordinary cost.",
@@ -399,7 +399,7 @@ _SYSTEMS: tuple[System, ...] = (
     System(
         slug="relative-representations", room="explain", module="explain/relative.py", year=2022, arxiv="2209.15430", state="ready",
         authors="Luca Moschella et al.", parts=(
-            "retinue.explain.RelativeProjection", "retinue.explain.Relative", "retinue.explain.stitch", "retinue.metrics.compare_spaces",
+            "retinue.explain.RelativeProjection", "retinue.explain.Relative", "retinue.explain.stitch", "retinue.explain.select_anchors",
         ),
         exceptions={"same keys": "what is trained is a network built around the model: encoder, anchors and head"},
         title="Relative representations enable zero-shot latent space communication",

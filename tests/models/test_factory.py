@@ -34,7 +34,8 @@ def test_every_network_of_ours_is_documented_and_known_to_timm(name: str) -> Non
     assert {"input_size", "mean", "std", "interpolation", "crop_pct", "first_conv", "classifier"} <= set(entry.cfg)
     channels = entry.cfg["input_size"][0]
     assert len(entry.cfg["mean"]) == len(entry.cfg["std"]) == channels
-    defaults = {argument: one.default for argument, one in inspect.signature(entry.build).parameters.items()}
+    parameters = inspect.signature(entry.build).parameters.items()
+    defaults = {argument: one.default for argument, one in parameters if one.kind is not inspect.Parameter.VAR_KEYWORD}
     assert inspect.Parameter.empty not in defaults.values(), "every option has a default"
     assert defaults["input_size"] is None
 

@@ -247,7 +247,7 @@ class OverBatch(nn.Module):
         return (x - x.mean(0)) * (x.var(0, correction=0) + 1e-5).rsqrt()
 
 
-@register(cfg={"input_size": (1, 28, 28), "crop_pct": 1.0, "first_conv": None, "classifier": "head"})
+@register(cfg={"input_size": (1, 28, 28), "crop_pct": 1.0, "mean": (0.5,), "std": (0.5,), "first_conv": None, "classifier": "head"})
 def relative(
     encoder: str = "mlp",
     encoder_args: Mapping[str, Any] | None = None,
