@@ -12,12 +12,13 @@ from torch import nn
 import retinue
 from retinue.data import Batch, Data, from_arrays, views
 from retinue.data.store import FileStore
-from retinue.distill.dataset_reinforcement import ORIGINAL, Reinforced, ReinforcedDataset, ReinforcementBuilder, divergence
+from retinue.distill.dataset_reinforcement import ORIGINAL, Reinforced, ReinforcedDataset, ReinforcementBuilder
 from retinue.distill.reinforced_training import reinforced_training
 from retinue.distill.reinforcement_store import ReinforcementStore
 from retinue.distill.replayable import recipe
 from retinue.engine import checkpoint
 from retinue.errors import ArgumentError, DataError
+from retinue.losses import target_kl
 from retinue.losses.sparse_targets import densify
 from retinue.models import tiny
 
@@ -127,7 +128,7 @@ def test_several_stores_are_picked_alike_whatever_they_keep(data: Data, stores: 
 
 
 def test_the_loss_is_the_divergence_alone(data: Data, stores: dict[str, Path]) -> None:
-    assert divergence(torch.zeros(1, 10), densify(torch.tensor([[0.7, 0.2]]), torch.tensor([[3, 1]]), 10)).item() == pytest.approx(
+    assert target_kl(torch.zeros(1, 10), densify(torch.tensor([[0.7, 0.2]]), torch.tensor([[3, 1]]), 10)).item() == pytest.approx(
         1.2928, abs=5e-5
     )
     plus = ReinforcedDataset(data, stores["parameters"], p=1.0)

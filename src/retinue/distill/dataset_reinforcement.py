@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from retinue.distill.reinforcement_builder import ReinforcementBuilder, replayed
 from retinue.distill.reinforcement_store import ReinforcementStore, open_stores
 from retinue.engine import Supervised
 from retinue.errors import ArgumentError, unknown
+from retinue.losses import target_kl
 from retinue.losses.sparse_targets import METHODS, Densify, completed, scattered
 
 __all__ = ["Reinforced", "ReinforcedDataset", "ReinforcementBuilder", "ReinforcementStore"]
@@ -254,16 +254,7 @@ class Reinforced(Supervised):
         super().check(model, data)
 
     def _loss(self, logits: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:
-        return divergence(logits, self._replay.targets(batch.indices))
-
-
-def divergence(logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
-    """Compute KL(target || softmax(logits)) in nats, averaged over the batch.
-
-    >>> round(float(divergence(torch.zeros(1, 4), torch.eye(4)[:1])), 4)  # log 4
-    1.3863
-    """
-    return F.kl_div(logits.float().log_softmax(-1), targets, reduction="batchmean")
+        return target_kl(logits, self._replay.targets(batch.indices))
 
 
 class _Places(MemoryStore):

@@ -1,7 +1,7 @@
 """Loss functions that several rooms share."""
 
 from retinue.losses.contrastive import nt_xent, supcon
-from retinue.losses.distillation import distillation_kl, soft_cross_entropy
+from retinue.losses.distillation import distillation_kl, soft_cross_entropy, target_kl
 from retinue.losses.gathering import gather_with_gradient
 from retinue.losses.sparse_targets import densify, sparsify
 
@@ -13,4 +13,5 @@ __all__ = [
     "soft_cross_entropy",
     "sparsify",
     "supcon",
+    "target_kl",
 ]

@@ -45,6 +45,24 @@ def distillation_kl(
     return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
+def target_kl(logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """Compute KL(t || softmax(z)) in nats, averaged over the batch: `soft_cross_entropy` without the entropy of the targets.
+
+    Args:
+        logits: z, of the network that learns.
+        targets: t, shares of the classes, which may be 0.
+
+    Raises:
+        ShapeError: if the two differ in shape.
+
+    >>> import torch
+    >>> round(float(target_kl(torch.zeros(1, 4), torch.eye(4)[:1])), 4)  # log 4
+    1.3863
+    """
+    _check("target_kl", logits, targets)
+    return F.kl_div(logits.float().log_softmax(-1), targets, reduction="batchmean")
+
+
 def _check(where: str, logits: Tensor, targets: Tensor) -> None:
     if logits.shape != targets.shape:
         raise ShapeError(
