@@ -83,6 +83,23 @@ def test_a_runs_recipe_runs_again_elsewhere(run_dir: Path, tmp_path: Path, capsy
     assert json.loads((tmp_path / "again" / "config.json").read_text())["fit"]["epochs"] == 1
 
 
+def test_changes_of_a_recipe_may_stand_behind_an_option(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "run",
+        str(run_dir / "recipe.yaml"),
+        "--progress=false",
+        "fit.epochs",
+        "1",
+        "--run-dir",
+        str(tmp_path / "again"),
+        "fit.seed",
+        "5",
+    ]
+    assert "report: " in answer(capsys, *words)
+    told = json.loads((tmp_path / "again" / "config.json").read_text())["fit"]
+    assert (told["epochs"], told["seed"]) == (1, 5)
+
+
 def test_evaluate_gives_the_numbers_of_the_training(run_dir: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = json.loads(answer(capsys, "evaluate", str(run_dir), "--json"))
     assert numbers["top1"] == json.loads((run_dir / "test.json").read_text())["top1"]

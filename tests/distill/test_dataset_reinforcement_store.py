@@ -132,7 +132,7 @@ def test_the_data_of_a_store_is_opened_again(data: Data, tmp_path: Path) -> None
         reopen_data(store)
 
 
-@pytest.mark.parametrize("name", ["shard-00001.safetensors", "index.json"])
+@pytest.mark.parametrize("name", ["shard-00001.safetensors", "probe.safetensors", "index.json"])
 def test_one_altered_byte_is_noticed_and_the_file_named(data: Data, tmp_path: Path, name: str) -> None:
     builder(data).build(tmp_path)
     path = tmp_path / name

@@ -68,12 +68,29 @@ class Parser(jsonargparse.ArgumentParser):
             print(self.format_help().rstrip())
             return None
         try:
-            options = self.parse_args(words)
+            options = self.parse_args(self._bare_first(words))
         except Exception as error:  # jsonargparse raises argparse's error here, some types raise their own
             raise ArgumentError(f"{self.prog}: {self._one_line(str(error))} All options: {self.prog} --help.") from error
         for name, arguments in found.items():
             options[f"{name}_arguments"] = arguments
         return options
+
+    def _bare_first(self, words: list[str]) -> list[str]:
+        """Put words that belong to no option in front, where a command takes any number of them: argparse gives up behind an option."""
+        if not any(action.nargs == "*" and not action.option_strings for action in self._actions):
+            return words
+        flags = {option for action in self._actions if action.nargs == 0 for option in action.option_strings}
+        bare: list[str] = []
+        rest: list[str] = []
+        waiting = iter(words)
+        for word in waiting:
+            if not word.startswith("--"):
+                bare.append(word)
+                continue
+            rest.append(word)
+            if "=" not in word and word not in flags:
+                rest += [value for value in [next(waiting, None)] if value is not None]
+        return bare + rest
 
     def read_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Check values that were not typed on the command line, and return them converted.

@@ -83,6 +83,8 @@ class ReinforcementStore:
         self._copies: dict[torch.device, dict[str, Tensor]] = {}
         for name in sorted(set(index["files"]) - set(names)):
             self.bytes += (self.folder / name).stat().st_size
+            if check:
+                map_safetensors(self.folder / name, index["files"][name])
 
     def rows(
         self, indices: Int64[Tensor, " batch"], samples: Int64[Tensor, " batch"]
