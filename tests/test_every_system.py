@@ -17,6 +17,7 @@ import retinue
 from retinue import catalog
 from retinue.cli import recipes
 from retinue.data import Batch, Data
+from retinue.data.named import maker
 from retinue.engine import Objective, checkpoint
 from retinue.engine.modes import train_mode
 from retinue.engine.seeds import seed_all
@@ -187,7 +188,7 @@ def test_the_laptop_recipe_starts(slug: str, tmp_path: Path) -> None:
     recipe = recipes.load(slug)
     if recipe.procedure is None:
         changes = {"fit.epochs": None, "fit.max_steps": 2, "fit.batch_size": 8, "data.train_images": 160, "data.test_images": 30}
-        if recipe.data["name"] != "digits":  # the recipe's own set need not be on this machine
+        if recipe.data["name"] != "digits" and not maker(recipe.data["name"]):  # the recipe's own set need not be on this machine
             changes |= {"data.name": "digits", "data.channels": 3}
         run = recipes.bind(recipes.load(slug, changes=changes)).run(tmp_path, progress=False)
         assert run.steps == 2

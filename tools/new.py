@@ -108,7 +108,7 @@ def lay_down(slug: str, room: str, root: Path = ROOT) -> list[Path]:
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(**facts, scale=path.stem), encoding="utf-8")
-    catalogue = source / "catalog.py"
+    catalogue = source / "catalog_entries.py"
     if slug not in known:
         head, tail = catalogue.read_text(encoding="utf-8").rsplit("\n)\n# fmt: on", 1)
         catalogue.write_text(f"{head}\n{ENTRY.format(**facts).rstrip()}\n)\n# fmt: on{tail}", encoding="utf-8")

@@ -250,7 +250,7 @@ def test_the_system_that_a_newcomer_adds_works(tmp_path: Path) -> None:
     package = tmp_path / "src/retinue/pretrain/__init__.py"
     assert {*laid, package} == set(files), "the page fills what the tool lays down, and makes it public"
     for path, text in files.items():
-        if path.name == "catalog.py":
+        if path.name == "catalog_entries.py":
             head, tail = path.read_text(encoding="utf-8").split('    System(\n        slug="quarter-turns"')
             text = head + textwrap.indent(textwrap.dedent(text), "    ") + tail.partition("\n    ),\n")[2]
         elif path == package:

@@ -111,18 +111,6 @@ def test_a_network_learns_the_turns_of_one_picture() -> None:
     assert numbers["turn_accuracy"] == 1
 
 
-def test_the_objective_pretrains_networks_of_timm(backbone: str) -> None:
-    data = retinue.data.open("digits", input_size=32, channels=3, train_images=40, test_images=20)
-    model = retinue.create_model(f"timm:{backbone}", num_classes=0, input_size=32)
-    run = retinue.fit(model, RotNet(model), data, max_steps=1, batch_size=4, progress=False)
-    assert math.isfinite(run.metrics["loss"])
-
-
-@pytest.fixture(params=["resnet10t", "test_vit", "convnext_atto"])
-def backbone(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.mark.parametrize(
     ("rotations", "interpolate", "message"),
     [

@@ -107,13 +107,6 @@ def test_the_two_views_of_a_training_differ_and_are_the_objectives_own() -> None
     assert repr((late.views or ())[0]).startswith("random_resized_crop((32, 32)")
 
 
-@pytest.mark.parametrize("network", ["resnet10t", "test_vit", "convnext_atto"])
-def test_the_objective_pretrains_networks_of_timm(network: str) -> None:
-    model = retinue.create_model(f"timm:{network}", num_classes=0, input_size=32)
-    run = retinue.fit(model, SimCLRv2(model, out_dim=8), digits(), **{**FIT, "max_steps": 1, "optimizer": "simclrlars"})
-    assert math.isfinite(run.metrics["loss"])
-
-
 def test_a_few_images_are_told_apart() -> None:
     model = retinue.create_model("small_convnet", widths=[8, 8, 16], num_classes=0)
     objective = SimCLRv2(model, temperature=0.5, out_dim=8, strength=0.0, crop_area=(0.6, 1.0))

@@ -36,10 +36,10 @@ def run(tree: Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_six_files_and_an_entry_in_the_order_in_which_to_fill_them(tmp_path: Path) -> None:
     (tmp_path / "src/retinue").mkdir(parents=True)
-    shutil.copy(SOURCE / "catalog.py", tmp_path / "src/retinue")
+    shutil.copy(SOURCE / "catalog_entries.py", tmp_path / "src/retinue")
     paths = [str(path.relative_to(tmp_path)) for path in new.lay_down("my-system", "pretrain", tmp_path)]
     assert paths == [
-        "src/retinue/catalog.py",
+        "src/retinue/catalog_entries.py",
         "src/retinue/pretrain/my_system.py",
         "tests/pretrain/test_my_system.py",
         "src/retinue/recipes/my-system/laptop.yaml",
@@ -107,9 +107,9 @@ def test_the_stub_of_the_test_fails_for_each_part_and_for_the_exact_checks(tree:
 
 
 def test_a_system_that_is_planned_takes_its_facts_from_the_catalogue(tree: Path) -> None:
-    before = (tree / "src/retinue/catalog.py").read_bytes()
+    before = (tree / "src/retinue/catalog_entries.py").read_bytes()
     new.lay_down(PLANNED.slug, PLANNED.room, tree)
-    assert (tree / "src/retinue/catalog.py").read_bytes() == before
+    assert (tree / "src/retinue/catalog_entries.py").read_bytes() == before
     text = (tree / "src/retinue" / PLANNED.module).read_text()
     assert f"{PLANNED.authors} {PLANNED.year}, arXiv {PLANNED.arxiv}" in text
 

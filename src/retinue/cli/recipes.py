@@ -29,7 +29,7 @@ class Recipe:
     Attributes:
         source: where it comes from, for messages.
         model: {"name": ..., its own options}; classes, channels and size come from the data unless they are given here.
-        data: {"name": ..., arguments of `retinue.data.open`}.
+        data: {"name": ..., arguments of `retinue.data.open`}, or of the function that the name is, such as `retinue.pretrain.fractals`.
         objective: {"name": dotted name, its arguments}.
         fit: arguments of `retinue.fit`.
         procedure: {"name": dotted name of a function, its arguments}, instead of an objective and `fit`.
@@ -114,10 +114,12 @@ class Bound:
     fit_arguments: Block
 
     def open(self) -> "Data":
-        """Open the data."""
+        """Open the data, or make it where its name is that of a function."""
         import retinue
+        from retinue.data.named import maker
 
-        return retinue.data.open(self.recipe.data["name"], **self.data_arguments)
+        made = maker(self.recipe.data["name"])
+        return made(**self.data_arguments) if made else retinue.data.open(self.recipe.data["name"], **self.data_arguments)
 
     def build(self, data: "Data") -> Any:
         """Build the model for the data, from the seed of `fit`; None where the recipe names none."""
@@ -154,18 +156,26 @@ def bind(recipe: Recipe) -> Bound:
     import torch
 
     import retinue
+    from retinue.data.named import maker
 
     block = recipe.procedure or recipe.objective
     target = resolve(block["name"], recipe.source)
-    data = _fitting(retinue.data.open, recipe.data, ("source",), recipe.source, "data")
+    data = _fitting(maker(recipe.data["name"]) or retinue.data.open, recipe.data, ("source",), recipe.source, "data")
     size = recipe.model.get("input_size", data.get("input_size"))
     if recipe.model:
         with torch.device("meta"):  # checks the network's own options, and costs neither time nor memory
-            retinue.create_model(**{"num_classes": 10, "in_chans": 3, "input_size": size, **recipe.model, "pretrained": False})
+            retinue.create_model(**{"num_classes": 10, "in_chans": 3, "input_size": size, **_unfetched(recipe.model)})
     fit = {} if recipe.procedure else _fitting(retinue.fit, recipe.fit, ("model", "objective", "data"), recipe.source, "fit")
     if isinstance(fit.get("views"), str):
         fit["views"] = retinue.views.parse(fit["views"])
     return Bound(recipe, target, _fitting(target, block, GIVEN, recipe.source, block["name"]), data, fit)
+
+
+def _unfetched(block: Mapping[str, Any]) -> Block:
+    """Return a network's options without those that fetch weights, also of a network within it."""
+    return {
+        name: False if name == "pretrained" else _unfetched(value) if isinstance(value, Mapping) else value for name, value in block.items()
+    }
 
 
 def normalisation_of(model: str, data: Block) -> Block:

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -177,6 +177,10 @@ def open(
         raise unknown("data", "`on_bad`", on_bad, ("raise", "skip"))
     if splits not in ("given", "drawn"):
         raise unknown("data", "`splits`", splits, ("given", "drawn"))
+    if named.maker(str(source)):
+        raise ArgumentError(
+            f"data: {source} is a function that makes data. Call it, or name it under `data` of a recipe with its arguments."
+        )
     records = named.find(str(source), image_column, label_column)
     given = records.split if splits == "given" else None
     try:
@@ -196,6 +200,22 @@ def open(
         records, parts, channels=channels, resize=resize, interpolation=interpolation, mean=mean, std=std, on_bad=on_bad,
         in_memory=in_memory, name=str(source), opened_with={"source": place, **signature}, **sizes,
     )  # fmt: skip
+
+
+def open_again(opened_with: Mapping[str, Any], reading: Mapping[str, Any]) -> Data:
+    """Open data as it was opened before.
+
+    Args:
+        opened_with: of `Data`.
+        reading: arguments of `open` that say how images are read, as they came out then; for data that a function makes it knows itself.
+    """
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in opened_with.items()}
+    made = named.maker(str(values["source"]))
+    if made is not None:
+        again: Data = made(**{name: value for name, value in values.items() if name != "source"})
+        return again
+    as_read: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in reading.items()}
+    return open(**{**values, **as_read})
 
 
 def from_arrays(

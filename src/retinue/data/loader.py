@@ -30,7 +30,7 @@ class Batch:
         labels: class numbers.
         indices: positions in the split.
         views: all views of each image that were asked for, one tensor each.
-        targets: shares of the classes, where a view mixed images; None otherwise.
+        targets: shares of the classes, where a view mixed images, or images show several; None otherwise.
     """
 
     images: Float[Tensor, "batch channels height width"]
@@ -138,23 +138,26 @@ class Loader:
         return store.on(self.device).index_select(0, positions.to(self.device))
 
     def _decoded(self, store: FileStore, parts: list[Tensor], epoch: int) -> Iterator[Batch]:
-        asked = [self.split.positions[indices].tolist() for indices in parts]
+        asked = [self.split.positions[indices] + epoch * store.span for indices in parts]
         source: Any = torch.utils.data.DataLoader(
             store,  # type: ignore[arg-type]
-            batch_sampler=asked,
+            batch_sampler=[numbers.tolist() for numbers in asked],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
-        for indices, images in zip(parts, source):
-            yield self._batch(images.to(self.device, non_blocking=True), indices.to(self.device), epoch)
+        for indices, numbers, images in zip(parts, asked, source):
+            targets = store.targets(numbers)
+            yield self._batch(images.to(self.device, non_blocking=True), indices.to(self.device), epoch, targets)
 
-    def _batch(self, images: Tensor, indices: Tensor, epoch: int) -> Batch:
+    def _batch(self, images: Tensor, indices: Tensor, epoch: int, targets: Tensor | None = None) -> Batch:
         labels = self.split.labels.to(self.device)[indices]
         own = kit.keys(self.seed, epoch, indices)
-        shown, targets = [], None
+        shown, targets = [], None if targets is None else targets.to(self.device)
         for number, view in enumerate(self.views):
             keys = kit.derive(own, number)
             if getattr(view, "mixes", False):
+                if targets is not None and number == 0:
+                    raise ArgumentError(f"data: the view {view!r} mixes labels, and these images show several classes each. Leave it out.")
                 viewed, mixed = self._mix(view, images, labels, keys)
                 targets = mixed if number == 0 else targets
             else:

@@ -1,6 +1,9 @@
-"""Named sets: bundled ones, those below $RETINUE_DATA, and those that torchvision or the Hugging Face hub can fetch."""
+"""Named sets: bundled ones, those below $RETINUE_DATA, those that torchvision or the Hugging Face hub can fetch, and made ones."""
 
+import importlib
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,18 @@ TORCHVISION = {  # the names that people use -> torchvision's classes
 def home() -> Path:
     """Return the folder of named sets: $RETINUE_DATA, or ~/.cache/retinue."""
     return Path(os.environ.get("RETINUE_DATA") or Path.home() / ".cache" / "retinue")
+
+
+def maker(source: str) -> Callable[..., Any] | None:
+    """Find the function that makes data, where a source is a function's dotted name such as "retinue.pretrain.fractals"; None otherwise."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", source) or Path(source).exists():
+        return None
+    package, _, name = source.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(package), name, None)
+    except ImportError:
+        return None
+    return found if callable(found) else None
 
 
 def find(source: str, image_column: str | None = None, label_column: str | None = None) -> Records:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,12 +50,14 @@ class MemoryStore:
 
 
 class FileStore:
-    """Images that are decoded anew each time.
+    """Images that are decoded, or made, anew each time.
 
     Args:
         items: what `Preprocessing.read` takes.
         preprocessing: how they are read.
     """
+
+    span = 0  # what one epoch adds to the numbers of the images: 0 shows the same images in every epoch, the length never shows one twice
 
     def __init__(self, items: Sequence[Any], preprocessing: Preprocessing) -> None:
         self.items, self.preprocessing = items, preprocessing
@@ -69,6 +71,10 @@ class FileStore:
     def images(self, indices: Int[Tensor, " batch"]) -> UInt8[Tensor, "batch channels height width"]:
         """Decode some of the images."""
         return torch.stack([self[index] for index in indices.tolist()])
+
+    def targets(self, numbers: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"] | None:
+        """Return shares of the classes, where an image shows several; None: its label says all."""
+        return None
 
 
 Store = MemoryStore | FileStore

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
-import retinue.data
 from retinue.data import Data, Preprocessing, Split
+from retinue.data.dataset import open_again
 from retinue.data.store import fits_in_memory
 from retinue.distill.replayable import Augmentation, described
 from retinue.engine.checkpoint import write_whole
@@ -381,9 +381,7 @@ def reopen_data(store: ReinforcementStore) -> Data:
     opened = store.about.get("opened_with")
     if opened is None:
         raise DataError(f"the data of {store.folder} was made in memory and cannot be opened again. Name a source of the same images.")
-    values = {**opened, **{name: store.about["preprocessing"][name] for name in READING}}
-    arguments: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    data = retinue.data.open(**arguments)
+    data = open_again(opened, {name: store.about["preprocessing"][name] for name in READING})
     store.check_data(data.train)
     return data
 

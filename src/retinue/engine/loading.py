@@ -11,6 +11,7 @@ from torch import nn
 
 import retinue.data
 from retinue.data import Data, Preprocessing, Split
+from retinue.data.dataset import open_again
 from retinue.data.splits import PARTS
 from retinue.engine import checkpoint
 from retinue.engine.checkpoint import Checkpoint
@@ -93,7 +94,7 @@ def reopen(run_dir: str | Path, source: str | None = None) -> Data:
     opened = section["opened_with"]
     if opened is None:
         raise DataError(f"the data of {run_dir} was made in memory and cannot be opened again. Name a source of the same images.")
-    again = retinue.data.open(**{**opened, **_like_run(section)})
+    again = open_again(opened, _like_run(section))
     if again.train.fingerprint != section["fingerprint"]:
         raise DataError(f"the data of {run_dir} ({opened['source']}) has changed since it was trained on. Name a source explicitly.")
     return again

@@ -57,9 +57,11 @@ from retinue.models.resnet_rs_3d import resnet3d_rs
 from retinue.models.resnet_rs_training import RSRecipe, pseudo_label, scaling_advisor
 from retinue.models.scatsimclr import scatsimclr
 from retinue.models.scattering import Scattering2d
+from retinue.models.selfcon import SelfConEncoder, no_down, resnet_no_down
 from retinue.models.simclr_resnet import simclr_resnet
 from retinue.models.simplenet import simplenet
 from retinue.models.small_convnet import small_convnet
+from retinue.models.synthetic_detector import SyntheticDetector, synthetic_detector
 from retinue.models.tiny import tiny
 from retinue.models.untrained import untrained
 
@@ -119,6 +121,7 @@ __all__ = [
     "nasnet_a_tiny",
     "network_in_network",
     "plain_resnet50",
+    "no_down",
     "noprop_ct",
     "noprop_dt",
     "noprop_fm",
@@ -132,6 +135,7 @@ __all__ = [
     "resnet20",
     "resnet3d_rs",
     "resnet_ibn",
+    "resnet_no_down",
     "resnet_rs",
     "resnet_rs_101",
     "resnet_rs_152",
@@ -146,9 +150,12 @@ __all__ = [
     "ScheduledDropPath",
     "Scattering2d",
     "scatsimclr",
+    "SelfConEncoder",
     "simclr_resnet",
     "simplenet",
     "small_convnet",
+    "SyntheticDetector",
+    "synthetic_detector",
     "tiny",
     "untrained",
     "vanilla_rnn",

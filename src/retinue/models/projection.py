@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retinue.errors import ArgumentError
 from retinue.models.factory import create_model, register
-from retinue.models.protocol import adapt, feature_size, pool
+from retinue.models.protocol import adapt, feature_size, pool, taps
 
 ALL, ENCODER = -1, 4  # of `freeze`: nothing is frozen; the whole encoder is
 
@@ -104,8 +104,7 @@ class ProjectedClassifier(nn.Module):
         self.num_features, self.head_hidden_size = adapted.num_features, head.widths[from_layer]
         self.in_chans = getattr(adapted, "in_chans", 3)
         self.adaptation = list(getattr(adapted, "adaptation", []))
-        info = getattr(adapted, "feature_info", [])
-        self.feature_info = [{**tap, "module": f"backbone.{tap['module']}"} for tap in (info if isinstance(info, list) else info.info)]
+        self.feature_info = taps(adapted, "backbone.")
         self.reset_classifier(num_classes)
 
     def freeze(self, after_block: int = ALL) -> None:

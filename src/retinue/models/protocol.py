@@ -138,6 +138,17 @@ def feature_size(model: nn.Module) -> int:
     return getattr(model, "head_hidden_size", None) or model.num_features  # type: ignore[return-value]
 
 
+def taps(model: nn.Module, prefix: str = "") -> list[dict[str, Any]]:
+    """Return where a network can be tapped, as timm's `feature_info` has it: `module`, `num_chs` and `reduction` of each; [] if nowhere.
+
+    Args:
+        model: any network.
+        prefix: put before the modules' names, for a network that holds this one.
+    """
+    found: Any = getattr(model, "feature_info", None) or []
+    return [{**tap, "module": prefix + tap["module"]} for tap in (found if isinstance(found, list) else found.info)]
+
+
 def config(model: nn.Module) -> dict[str, Any] | None:
     """Return what rebuilds a network by `create_model(name, **arguments)`, with its present number of classes.
 

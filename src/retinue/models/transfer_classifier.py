@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from retinue.errors import ArgumentError, unknown
 from retinue.models.factory import create_model, register
-from retinue.models.protocol import Adapted, adapt, feature_size, pool
+from retinue.models.protocol import Adapted, adapt, feature_size, pool, taps
 
 
 class TransferClassifier(nn.Module):
@@ -48,8 +48,7 @@ class TransferClassifier(nn.Module):
         self.num_classes, self.num_features, self.head_hidden_size = num_classes, adapted.num_features, hidden
         self.in_chans = getattr(adapted, "in_chans", 3)
         self.adaptation = list(getattr(adapted, "adaptation", []))
-        info = getattr(adapted, "feature_info", [])
-        self.feature_info = [{**tap, "module": f"backbone.{tap['module']}"} for tap in (info if isinstance(info, list) else info.info)]
+        self.feature_info = taps(adapted, "backbone.")
         self.backbone_at_rest = False  # once it was frozen, it runs as in evaluation: batch norms keep their statistics
 
     def freeze_backbone(self) -> None:

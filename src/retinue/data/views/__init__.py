@@ -25,6 +25,7 @@ from retinue.data.views.erase import Erase
 from retinue.data.views.jitter import ColorJitter, Grayscale, Normalize, Solarize
 from retinue.data.views.mixing import CutMix, Mixup
 from retinue.data.views.noise import GaussianNoise
+from retinue.data.views.perturbations import Compress, Perturb, QuarterTurn, calibration_views, training_views
 from retinue.data.views.resampling import GaussianBlur, RandomResizedCrop, Resize
 from retinue.data.views.text import parse
 from retinue.data.views.warps import Affine, Rotate, Translate
@@ -35,6 +36,7 @@ __all__ = [
     "Choose",
     "ColorJitter",
     "Compose",
+    "Compress",
     "Crop",
     "CutMix",
     "Erase",
@@ -44,6 +46,8 @@ __all__ = [
     "Grayscale",
     "Mixup",
     "Normalize",
+    "Perturb",
+    "QuarterTurn",
     "RandAugment",
     "RandomResizedCrop",
     "Resize",
@@ -53,10 +57,12 @@ __all__ = [
     "TrivialAugment",
     "VerticalFlip",
     "View",
+    "calibration_views",
     "derive",
     "flat",
     "keys",
     "parse",
     "partner_indices",
     "uniform",
+    "training_views",
 ]
