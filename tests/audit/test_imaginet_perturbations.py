@@ -114,8 +114,11 @@ def test_arguments_of_views_that_cannot_be_are_refused() -> None:
         QuarterTurn(2)
     with pytest.raises(ShapeError, match=r"images must be square, got 6x8 px\. Crop them first: crop\(0, 6\)"):
         QuarterTurn()(noise(1, 3, 6, 8))
-    with pytest.raises(ShapeError, match=r"images must have 1 or 3 channels, got 2"):
-        recompressed(noise(2, 6, 8), "jpeg", 50)
+
+
+def test_odd_numbers_of_channels_are_compressed_one_by_one() -> None:
+    image = noise(2, 6, 8)
+    assert torch.equal(recompressed(image, "jpeg", 50), torch.cat([recompressed(channel[None], "jpeg", 50) for channel in image]))
 
 
 def test_the_clean_test_image_is_the_padded_middle() -> None:

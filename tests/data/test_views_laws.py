@@ -27,7 +27,8 @@ EVERY = views.parse(
     randaugment, randaugment(3, 9, bins=11, std=0.5, p=0.5, interpolation="bilinear", fill=0.4), trivialaugment,
     mixup(0.2), mixup(1.0, p=0.5), cutmix, cutmix(0.3, p=0.7),
     choose([gaussian_blur(3), solarize(0.4)]), choose([mixup(0.8), cutmix(1.0), flip], weights=(1, 2, 3)),
-    compose([crop(4), flip, mixup(0.4), color_jitter(0.4), cutmix(1), erase]), normalize(0.5, 0.25)
+    compose([crop(4), flip, mixup(0.4), color_jitter(0.4), cutmix(1), erase]), normalize(0.5, 0.25),
+    compress, compress((20, 40), formats="webp", p=0.5), compose([crop(0, 16), quarter_turn(1.0)]), perturb(0.9)
     """
 ).views
 NAMES = [repr(view) for view in EVERY]
@@ -118,7 +119,7 @@ def test_a_view_is_read_back_from_its_text(view: views.View) -> None:
 
 def test_every_view_is_among_those_tested() -> None:
     ours = {name for name, kind in registered.items() if kind.__module__.startswith("retinue.")}
-    assert ours == {view.name for view in EVERY}
+    assert ours == {view.name for given in EVERY for view in [given, *views.flat(given)]}
     assert ours <= {kind.name for kind in vars(views).values() if isinstance(kind, type) and issubclass(kind, views.View)}
 
 

@@ -63,15 +63,12 @@ def recompressed(image: UInt8[Tensor, "channels height width"], format: str, qua
     """Compress an image with losses and decode it again, by Pillow.
 
     Args:
-        image: grey or RGB.
+        image: grey or RGB; each of any other number of channels is compressed as a grey image.
         format: "jpeg" or "webp".
         quality: 1 to 100.
-
-    Raises:
-        ShapeError: if it has neither 1 nor 3 channels.
     """
     if image.shape[0] not in (1, 3):
-        raise ShapeError(f"compress: images must have 1 or 3 channels, got {image.shape[0]}.")
+        return torch.cat([recompressed(channel[None], format, quality) for channel in image])
     grey = image.shape[0] == 1
     pixels = image.cpu().permute(1, 2, 0).numpy()
     held = io.BytesIO()
