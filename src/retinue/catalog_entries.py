@@ -164,7 +164,7 @@ SYSTEMS: tuple[System, ...] = (
         use="My unlabelled image set is small: pre-train with a fixed scattering transform and fewer weights to learn.",
     ),
     System(
-        slug="fractal-pretraining", room="pretrain", module="pretrain/fractal.py", year=2021, arxiv="2110.03091",
+        slug="fractal-pretraining", room="pretrain", module="pretrain/fractal.py", year=2021, arxiv="2110.03091", state="ready",
         authors="Connor Anderson, Ryan Farrell", parts=(
             "retinue.pretrain.FractalDataset", "retinue.pretrain.fractals", "retinue.pretrain.MultiInstance", "retinue.pretrain.FastHead",
         ),
@@ -178,7 +178,7 @@ SYSTEMS: tuple[System, ...] = (
         use="I want to classify images by typing the class names (zero-shot), or train on images with captions.",
     ),
     System(
-        slug="imaginet", room="audit", module="audit/imaginet.py", year=2024, arxiv="2407.20020",
+        slug="imaginet", room="audit", module="audit/imaginet.py", year=2024, arxiv="2407.20020", state="ready",
         authors="Delyan Boychev, Radostin Cholakov", parts=(
             "retinue.pretrain.SelfCon", "retinue.audit.train_detector", "retinue.audit.two_track_report",
             "retinue.audit.SocialNetworkPerturbation",

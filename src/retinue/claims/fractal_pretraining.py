@@ -43,14 +43,14 @@ EFFECTS = {
 
 def measure(seed: int, budget: Budget) -> dict[str, Any]:
     """One seed: how well the fractals are learned, accuracies on real images with few labels, and shares of lit pixels."""
-    images = budget.pick(laptop=40_000, smoke=64)
+    images = budget.pick(laptop=80_000, smoke=64)
     held_out = budget.pick(laptop=500, smoke=50)
     data = fractals(
         CLASSES, train_images=images, val_images=held_out, test_images=0, input_size=SIDE, n_points=20_000, seed=seed
     )  # fmt: skip
     model = network(CLASSES, seed)
     run = retinue.fit(
-        model, MultiInstance(), data, epochs=1, batch_size=64, optimizer="adamw", lr=3e-3, weight_decay=0.01, schedule="onecycle",
+        model, MultiInstance(), data, epochs=1, batch_size=32, optimizer="adamw", lr=3e-3, weight_decay=0.01, schedule="onecycle",
         seed=seed, progress=False,
     )  # fmt: skip
     figures: dict[str, Any] = {"recall_fractals": run.metrics["recall"]}
