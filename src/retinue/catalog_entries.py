@@ -301,14 +301,19 @@ SYSTEMS: tuple[System, ...] = (
         use="Why did it say that? A heat map of where the network looked, with a measure of whether to trust it; transfer learning.",
     ),
     System(
-        slug="prototype-dl", room="explain", module="explain/prototype_dl.py", year=2017, arxiv="1710.04806",
-        authors="Oscar Li et al.", parts=("retinue.explain.PrototypeClassifier",),
+        slug="prototype-dl", room="explain", module="explain/prototype_dl.py", year=2017, arxiv="1710.04806", state="ready",
+        authors="Oscar Li et al.", parts=(
+            "retinue.explain.PrototypeClassifier", "retinue.explain.PrototypeLoss", "retinue.models.prototype_dl",
+        ),
+        exceptions={"same keys": "what is trained is a network built around the model: encoder, prototypes and decoder"},
         title="Deep Learning for Case-Based Reasoning through Prototypes: A Neural Network that Explains Its Predictions",
         use="I want a classifier that explains itself: this image is close to these prototypes, which can be looked at.",
     ),
     System(
-        slug="prob-psenn", room="explain", module="explain/prob_psenn.py", year=2024, arxiv="2403.13740",
-        authors="Jon Vadillo et al.", parts=("retinue.explain.ProbPSENN",),
+        slug="prob-psenn", room="explain", module="explain/prob_psenn.py", year=2024, arxiv="2403.13740", state="ready",
+        authors="Jon Vadillo et al.", parts=(
+            "retinue.explain.ProbPSENN", "retinue.explain.ProbPSENNLoss", "retinue.explain.train_prob_psenn", "retinue.models.prob_psenn",
+        ),
         title="Uncertainty-Aware Explanations Through Probabilistic Self-Explainable Neural Networks",
         use="I want to know how sure the network is of its prediction and of its explanation (uncertainty).",
     ),

@@ -15,9 +15,18 @@ from retinue.explain.faithfulness import (
     summarize,
 )
 from retinue.explain.grad_cam import GradCAM, heat_maps
+from retinue.explain.prob_psenn import ProbPSENNLoss, train_prob_psenn, training_distances
+from retinue.explain.prototype_dl import PrototypeLoss, prototype_loss
+from retinue.explain.prototype_elastic import Elastic
 from retinue.explain.relative import Relative, RelativeModel, RelativeProjection, select_anchors, stitch
+from retinue.models.prob_psenn_network import ProbPSENN
+from retinue.models.prob_psenn_uncertainty import entropies, overlaps, typicality
+from retinue.models.prototype_autoencoders import ConvDecoder, ConvEncoder
+from retinue.models.prototype_network import Evidence, PrototypeClassifier
 
 __all__ = [
+    "ConvDecoder", "ConvEncoder", "Elastic", "Evidence", "ProbPSENN", "ProbPSENNLoss", "PrototypeClassifier", "PrototypeLoss", "entropies",
+    "overlaps", "prototype_loss", "train_prob_psenn", "training_distances", "typicality",
     "Relative", "RelativeModel", "RelativeProjection", "select_anchors", "stitch",
     "GradCAM", "area", "average_drop", "curve", "deletion_auc", "energy_in_mask", "heat_maps", "insertion_auc", "iou", "pointing_game",
     "probability", "sanity_check", "spearman", "summarize",

@@ -40,8 +40,10 @@ from retinue.models.nasnet import (
 from retinue.models.nasnet_cells import Genotype, ScheduledDropPath
 from retinue.models.network_in_network import network_in_network
 from retinue.models.noprop import noprop_ct, noprop_dt, noprop_fm
+from retinue.models.prob_psenn_network import ProbPSENN, prob_psenn
 from retinue.models.projection import ProjectedClassifier, ProjectionHead, projected_classifier
 from retinue.models.protocol import adapt, config, feature_size, pooled_features
+from retinue.models.prototype_network import PrototypeClassifier, prototype_dl
 from retinue.models.relative import relative
 from retinue.models.resnet_rs import (
     resnet_rs,
@@ -126,9 +128,13 @@ __all__ = [
     "noprop_dt",
     "noprop_fm",
     "pooled_features",
+    "prob_psenn",
+    "ProbPSENN",
     "ProjectedClassifier",
     "ProjectionHead",
     "projected_classifier",
+    "prototype_dl",
+    "PrototypeClassifier",
     "pseudo_label",
     "register",
     "relative",

@@ -41,10 +41,12 @@ def report(run_dirs: str | Path | Sequence[str | Path], out: str | Path | None =
 
 
 def page(runs: Sequence[Collected]) -> bytes:
-    """Set one run or several as a page of at most 5 MB: as long as it is larger, half of the pictures go."""
+    """Set one run or several as a page of at most 5 MB: as long as it is larger, half of the pictures go, the explanations last."""
     while True:
         text = (render(runs[0]) if len(runs) == 1 else render_comparison(runs)).encode()
-        if len(text) <= LARGEST or not any(run.mistakes for run in runs):
+        if len(text) <= LARGEST or not any(run.mistakes or run.explanations for run in runs):
             return text
         for run in runs:
+            if not run.mistakes:
+                run.explanations = {}
             run.mistakes = run.mistakes[: len(run.mistakes) // 2]

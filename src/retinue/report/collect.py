@@ -16,7 +16,7 @@ from retinue.engine.logs import history, read_metrics
 from retinue.errors import DataError, RetinueError
 from retinue.models import count_macs
 from retinue.report.contents import Bin, ClassScore, Collected, HeldOut
-from retinue.report.pictures import confident_mistakes
+from retinue.report.pictures import confident_mistakes, explanations
 
 MOST_MISTAKES = 24
 
@@ -44,6 +44,7 @@ def collect(run_dir: str | Path, data: Data | str | Path | None = None, most_mis
         history=rows,
         timing=read_timing(folder / "timing.csv"),
     )
+    run.explanations = explanations(folder)
     try:
         run.best_step = best(folder).facts["step"]
         model: Any = load(folder)

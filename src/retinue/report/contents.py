@@ -117,6 +117,7 @@ class Collected:
         macs: multiply-adds of the model for one image.
         held_out: None where the model was not measured on test images; `notes` say why.
         mistakes: the most confident ones first.
+        explanations: pictures that `retinue explain` has left beside the run, by method.
         notes: what is missing and why, and what else a reader must know.
     """
 
@@ -129,6 +130,7 @@ class Collected:
     macs: int | None = None
     held_out: HeldOut | None = None
     mistakes: list[Mistake] = field(default_factory=list)
+    explanations: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def setting(self, section: str, name: str) -> Any:

@@ -189,5 +189,5 @@ def _template(name: str) -> jinja2.Template:
         standard_error,
     )
     environment.globals.update({helper.__name__: helper for helper in helpers})
-    environment.globals.update(TABLE_UP_TO=TABLE_UP_TO, OPEN_ROWS=OPEN_ROWS, UNSET=words.UNSET)
+    environment.globals.update(TABLE_UP_TO=TABLE_UP_TO, OPEN_ROWS=OPEN_ROWS, UNSET=words.UNSET, EXPLAINED=words.EXPLAINED)
     return environment.get_template(name)

@@ -1,6 +1,7 @@
 """The images that a model takes for something else, as pictures inside a page, with where it looked."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from retinue.report.html import data_uri
 
 AT_ONCE = 16  # images in one pass of Grad-CAM
 SMALLEST, LARGEST = 160, 224  # longer side of a picture in pixels
+WIDEST, TALLEST = 1400, 3000  # of an explanation, in pixels
 
 
 def confident_mistakes(
@@ -61,6 +63,20 @@ def confident_mistakes(
                 )
             )
     return told, trouble
+
+
+def explanations(folder: Path) -> dict[str, str]:
+    """Take in the pictures of everything that `retinue explain` has written into a run's folder, by method; broken files are left out."""
+    found = {}
+    for path in sorted(folder.glob("explain/*/all.png")):
+        try:
+            with Image.open(path) as picture:
+                whole = picture.convert("RGB")
+        except OSError:
+            continue
+        whole.thumbnail((WIDEST, TALLEST), Image.Resampling.LANCZOS)
+        found[path.parent.name] = data_uri(whole)
+    return found
 
 
 def shown(image: UInt8[Tensor, "channels height width"]) -> Image.Image:

@@ -5,6 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 LONGEST_TEXT = 400  # characters of a setting
+EXPLAINED = {  # what the pictures of each method of `retinue explain` show
+    "gradcam": "Grad-CAM: the warmer, the more a place spoke for the class.",
+    "gradcam++": "Grad-CAM++: the warmer, the more a place spoke for the class.",
+    "layercam": "LayerCAM: the warmer, the more a place spoke for the class.",
+    "gradient": "Gradient: how much each pixel matters for the class.",
+    "guided": "Guided Grad-CAM: the pixels that matter where the network looked.",
+    "prototypes": "Prototypes: everything that images are compared with, and the class for which each speaks.",
+    "fool-direct": "Fooling images, evolved pixel by pixel: nothing to see, and the confidence of the model that there is.",
+    "fool-cppn": "Fooling images, evolved as patterns: nothing to see, and the confidence of the model that there is.",
+    "fool-gradient": "Fooling images, by gradient ascent: nothing to see, and the confidence of the model that there is.",
+}
 UNSET = "–"
 
 
