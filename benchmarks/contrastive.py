@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from retinue.data import views
-from retinue.losses.contrastive import nt_xent, supcon
+from retinue.losses.contrastive import nt_xent
+from retinue.losses.self_contrastive import SelfConLoss
 from retinue.pretrain.simclr_v2 import contrastive_views
 
 DIM, CLASSES, SIDE, IMAGES = 128, 10, 32, 256
@@ -32,7 +33,7 @@ def plain_nt_xent(z1: Tensor, z2: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.cat([torch.arange(count) + count, torch.arange(count)]))
 
 
-def plain_supcon(z1: Tensor, z2: Tensor) -> Tensor:
+def plain_selfcon(z1: Tensor, z2: Tensor) -> Tensor:
     """The supervised loss as it is usually written: a matrix of logarithms, and a mask of the positives."""
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     labels = (torch.arange(len(z1)) % CLASSES).repeat(2)
@@ -120,6 +121,6 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         rows += compare("NT-Xent beside lightly's", lambda a, b: nt_xent(a, b, 0.1), lightly, images, rounds)
         rows += compare("NT-Xent beside the plain form", lambda a, b: nt_xent(a, b, 0.1), plain_nt_xent, images, rounds)
         labels = torch.arange(images) % CLASSES
-        ours = lambda a, b, labels=labels: supcon(torch.stack([a, b], 1), labels, 0.1)  # noqa: E731
-        rows += compare("supervised loss beside the plain form", ours, plain_supcon, images, rounds)
+        ours = lambda a, b, labels=labels: SelfConLoss(0.1)(F.normalize(torch.stack([a, b], 1), dim=-1), labels)  # noqa: E731
+        rows += compare("SelfCon, two exits, beside the plain form", ours, plain_selfcon, images, rounds)
     return [*rows, two_views(1 if quick else 5)]
