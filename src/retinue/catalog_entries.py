@@ -324,8 +324,10 @@ SYSTEMS: tuple[System, ...] = (
         use="I want to see which part of the image looks like which training patch.",
     ),
     System(
-        slug="fooling-images", room="explain", module="explain/fooling.py", year=2014, arxiv="1412.1897",
-        authors="Anh Nguyen, Jason Yosinski, Jeff Clune", parts=("retinue.explain.fool",),
+        slug="fooling-images", room="explain", module="explain/fooling.py", year=2014, arxiv="1412.1897", state="ready",
+        authors="Anh Nguyen, Jason Yosinski, Jeff Clune", parts=(
+            "retinue.explain.fool", "retinue.explain.MapElites", "retinue.explain.CPPN", "retinue.explain.retrain_with_fooling",
+        ),
         title="Deep Neural Networks are Easily Fooled: High Confidence Predictions for Unrecognizable Images",
         use="Stress-test my classifier: find images that look like nothing but get near-certain confidence (adversarial robustness).",
     ),
@@ -412,8 +414,11 @@ SYSTEMS: tuple[System, ...] = (
         use="Recognise actions from sequences of body joints (Kinect, motion capture), or classify any multivariate time series.",
     ),
     System(
-        slug="wide-and-deep", room="theory", module="theory/wide_and_deep.py", year=2022, arxiv="2204.14126",
-        authors="Adityanarayanan Radhakrishnan, Mikhail Belkin, Caroline Uhler", parts=("retinue.theory.WideDeepClassifier",),
+        slug="wide-and-deep", room="theory", module="theory/wide_and_deep.py", year=2022, arxiv="2204.14126", state="ready",
+        authors="Adityanarayanan Radhakrishnan, Mikhail Belkin, Caroline Uhler", parts=(
+            "retinue.theory.WideDeepClassifier", "retinue.theory.DualActivation", "retinue.theory.optimal_activation",
+            "retinue.theory.WideDeepNetwork", "retinue.theory.infinite_networks",
+        ),
         title="Wide and Deep Neural Networks Achieve Optimality for Classification",
         use="What would an infinitely wide and deep network predict? A classifier in closed form, without training (NTK kernel).",
     ),

@@ -14,6 +14,11 @@ from retinue.explain.faithfulness import (
     spearman,
     summarize,
 )
+from retinue.explain.fooling import FoolingResult, MapElites, fool
+from retinue.explain.fooling_ascent import Ascent
+from retinue.explain.fooling_cppn import CPPN, CPPNEncoding
+from retinue.explain.fooling_encodings import DirectEncoding
+from retinue.explain.fooling_retraining import retrain_with_fooling, with_fooling_class
 from retinue.explain.grad_cam import GradCAM, heat_maps
 from retinue.explain.prob_psenn import ProbPSENNLoss, train_prob_psenn, training_distances
 from retinue.explain.prototype_dl import PrototypeLoss, prototype_loss
@@ -25,6 +30,7 @@ from retinue.models.prototype_autoencoders import ConvDecoder, ConvEncoder
 from retinue.models.prototype_network import Evidence, PrototypeClassifier
 
 __all__ = [
+    "Ascent", "CPPN", "CPPNEncoding", "DirectEncoding", "FoolingResult", "MapElites", "fool", "retrain_with_fooling", "with_fooling_class",
     "ConvDecoder", "ConvEncoder", "Elastic", "Evidence", "ProbPSENN", "ProbPSENNLoss", "PrototypeClassifier", "PrototypeLoss", "entropies",
     "overlaps", "prototype_loss", "train_prob_psenn", "training_distances", "typicality",
     "Relative", "RelativeModel", "RelativeProjection", "select_anchors", "stitch",

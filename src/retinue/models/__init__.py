@@ -26,6 +26,7 @@ from retinue.models.inception_next_blocks import InceptionDWConv2d, MetaNeXtBloc
 from retinue.models.inception_resnet import inception_resnet_v1, inception_resnet_v2
 from retinue.models.inception_v4 import inception_v4
 from retinue.models.layer_probe import LayerProbe
+from retinue.models.lenet import lenet
 from retinue.models.macs import count_macs
 from retinue.models.mlp import mlp
 from retinue.models.nasnet import (
@@ -66,6 +67,7 @@ from retinue.models.small_convnet import small_convnet
 from retinue.models.synthetic_detector import SyntheticDetector, synthetic_detector
 from retinue.models.tiny import tiny
 from retinue.models.untrained import untrained
+from retinue.models.wide_deep_network import HermiteActivation, WideDeepNetwork, empirical_kernel, wide_deep
 
 if TYPE_CHECKING:
     from retinue.models.optimized import optimize as optimize
@@ -87,11 +89,13 @@ __all__ = [
     "create_model",
     "deep_fcn",
     "densenet_ibn",
+    "empirical_kernel",
     "ensemble_predict",
     "evaluate_shifts",
     "feature_divergence",
     "feature_size",
     "Genotype",
+    "HermiteActivation",
     "IBN",
     "iformer",
     "iformer_base",
@@ -110,6 +114,7 @@ __all__ = [
     "InceptionMixer",
     "InceptionTransformer",
     "LayerProbe",
+    "lenet",
     "list_models",
     "MetaNeXtBlock",
     "mlp",
@@ -165,7 +170,9 @@ __all__ = [
     "tiny",
     "untrained",
     "vanilla_rnn",
+    "wide_deep",
     "wide_fcn",
+    "WideDeepNetwork",
 ]
 
 
