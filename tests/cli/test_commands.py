@@ -12,7 +12,9 @@ from PIL import Image
 
 import retinue
 from retinue.cli import COMMANDS, main
+from retinue.cli.recipes import resolve
 from retinue.data import Data
+from retinue.errors import ArgumentError
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +200,9 @@ def test_training_refuses_what_cannot_be(photos: Path, tmp_path: Path, capsys: p
     assert 'no option is called "widhts". Did you mean widths' in refusal(
         capsys, *base, "--model", "small_convnet", "--model.widhts", "[4]"
     )
-    assert 'retinue.train has no "Supervized". Did you mean Supervised' in refusal(capsys, *base, "--objective", "Supervized")
+    assert 'retinue.train has no class or function "Supervized". Did you mean Supervised' in refusal(
+        capsys, *base, "--objective", "Supervized"
+    )
     assert 'no view is called "flop"' in refusal(capsys, *base, "--model", "small_convnet", "--views", "flop")
     assert not (tmp_path / "run").exists()
 
@@ -217,3 +221,8 @@ def test_a_claim_is_refused_by_name(capsys: pytest.CaptureFixture[str], unchecke
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"usage: retinue {command}" in answer(capsys, command, "--help")
+
+
+def test_a_recipe_does_not_take_a_module_for_a_function() -> None:
+    with pytest.raises(ArgumentError, match=r'retinue\.engine has no class or function "loop"\.'):
+        resolve("retinue.engine.loop")

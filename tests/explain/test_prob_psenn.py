@@ -15,9 +15,9 @@ import retinue.explain.prob_psenn as module
 from retinue.data import Data
 from retinue.errors import ArgumentError, DataError, ShapeError
 from retinue.explain.prob_psenn import ProbPSENN, ProbPSENNLoss, prob_psenn, prob_psenn_loss, train_prob_psenn
+from retinue.explain.prototype_dl import ConvDecoder, PrototypeClassifier
 from retinue.models.prob_psenn_autoencoder import PSENNDecoder, PSENNEncoder
 from retinue.models.prob_psenn_network import around, mean_of_log_probabilities
-from retinue.explain.prototype_dl import ConvDecoder, PrototypeClassifier
 from retinue.models.tiny import KINDS, tiny
 
 

@@ -206,12 +206,12 @@ def resolve(name: str, source: str = "") -> Callable[..., Any]:
         raise ArgumentError(
             f'{where}: "{dotted}" cannot be imported: {error}. Write it as retinue.ROOM.NAME or your_module.NAME.'
         ) from error
-    try:
-        return getattr(module, last)
-    except AttributeError as error:
-        close = near_misses(last, [public for public in dir(module) if public[0] != "_"])
-        told = f" Did you mean {', '.join(close)}?" if close else ""
-        raise ArgumentError(f'{where}: {package} has no "{last}".{told}') from error
+    found = getattr(module, last, None)
+    if callable(found):
+        return found
+    close = near_misses(last, [public for public in dir(module) if public[0] != "_" and callable(getattr(module, public))])
+    told = f" Did you mean {', '.join(close)}?" if close else ""
+    raise ArgumentError(f'{where}: {package} has no class or function "{last}".{told}')
 
 
 def _fitting(function: Callable[..., Any], block: Block, skip: tuple[str, ...], source: str, where: str) -> Block:
