@@ -167,6 +167,7 @@ SYSTEMS: tuple[System, ...] = (
         slug="fractal-pretraining", room="pretrain", module="pretrain/fractal.py", year=2021, arxiv="2110.03091", state="ready",
         authors="Connor Anderson, Ryan Farrell", parts=(
             "retinue.pretrain.FractalDataset", "retinue.pretrain.fractals", "retinue.pretrain.MultiInstance", "retinue.pretrain.FastHead",
+            "retinue.pretrain.SimSiam",
         ),
         title="Improving Fractal Pre-training",
         use="I have no images to pre-train on, or may not use them (privacy, licence): pre-train on generated fractals.",

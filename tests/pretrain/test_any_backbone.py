@@ -13,7 +13,7 @@ from torch import nn
 import retinue
 from retinue.data import Data
 from retinue.engine import Objective
-from retinue.pretrain import MultiInstance, RotNet, ScatSimCLR, SelfCon, SimCLRv2, fractals
+from retinue.pretrain import MultiInstance, RotNet, ScatSimCLR, SelfCon, SimCLRv2, SimSiam, fractals
 
 NETWORKS = {
     "small_convnet": {"widths": [8, 8, 16]},
@@ -27,12 +27,14 @@ OBJECTIVES: dict[str, Callable[[nn.Module, Data], Objective]] = {
     "scatsimclr": lambda model, data: ScatSimCLR(model, out_dim=8, hidden_dim=16),
     "imaginet": lambda model, data: SelfCon(model, data, real="0", feat_dim=8),
     "fractal-pretraining": lambda model, data: MultiInstance(),
+    "pairs of fractals": lambda model, data: SimSiam(model, out_dim=8, bottleneck=4),
 }
 
 
 def images(objective: str) -> Data:
-    if objective == "fractal-pretraining":
-        return fractals(5, train_images=20, val_images=5, test_images=0, input_size=32, n_points=300)
+    if "fractal" in objective:
+        mode: Any = "pairs" if "pairs" in objective else "multi"
+        return fractals(5, mode=mode, train_images=20, val_images=5, test_images=0, input_size=32, n_points=300)
     return retinue.data.open("digits", input_size=32, channels=3, train_images=40, test_images=20)
 
 

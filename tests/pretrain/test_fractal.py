@@ -22,6 +22,7 @@ from retinue.models.tiny import KINDS
 from retinue.pretrain.fractal import FractalDataset
 from retinue.pretrain.fractal_data import Names, fractals
 from retinue.pretrain.fractal_objectives import FastHead, MultiInstance, multi_instance_loss, present
+from retinue.pretrain.fractal_simsiam import SimSiam, simsiam_loss
 
 
 def dataset(mode: Any = "multi", **changes: Any) -> FractalDataset:
@@ -274,7 +275,7 @@ def test_the_fast_head_parts_any_network(kind: Any) -> None:
         ({"per_class": 0}, r"`per_class` must be at least 1, got 0"),
         ({"n_points": -1}, r"`n_points` must be at least 1, got -1"),
         ({"size": 7}, r"`size` must be 8 pixels or more, got 7"),
-        ({"mode": "double"}, r'no `mode` is called "double"\. There is multi, single'),
+        ({"mode": "double"}, r'no `mode` is called "double"\. There is multi, pairs, single'),
         ({"jitter": "scales"}, r'no `jitter` is called "scales"\. Did you mean scale'),
         ({"n_objects": (3, 2)}, r"`n_objects` must be \(fewest, most\) with 1 <= fewest <= most, got \(3, 2\)"),
         ({"n_objects": (0, 2)}, r"got \(0, 2\)"),
@@ -335,7 +336,44 @@ def test_a_recipe_makes_its_data_and_a_run_makes_them_again(tmp_path: Path) -> N
     assert torch.equal(again.val.images(), bound.open().val.images())
     with pytest.raises(ArgumentError, match='no argument of data is called "in_memory"'):
         recipes.bind(recipes.load("fractal-pretraining", changes={"data.in_memory": True}))
-    with pytest.raises(
-        ArgumentError, match=r"fractals is a function that makes data\. Call it, or name it under `data` of"
-    ):
+    with pytest.raises(ArgumentError, match=r"fractals is a function that makes data\. Call it, or name it under `data` of"):
         retinue.data.open("retinue.pretrain.fractals")
+
+
+def test_pairs_are_two_pictures_of_one_fractal() -> None:
+    pairs = dataset("pairs", size=32, n_points=2000)
+    image, label = pairs[9]
+    assert (image.shape, label) == ((6, 32, 32), 1)
+    assert pairs.images([]).shape == (0, 6, 32, 32)
+    assert torch.equal(pairs.images([9, 3])[0], image), "in any order"
+    assert not torch.equal(image[:3], image[3:])
+    opened = data("pairs")
+    objective = SimSiam(tiny("ours"), out_dim=8, bottleneck=4)
+    objective.check(tiny("ours"), opened)
+    batch = next(iter(opened.train.loader(6, views=objective.views).batches()))
+    shown = opened.preprocessing.normalize(opened.train.images(batch.indices.tolist())[:, 3:])
+    assert torch.equal(batch.views[1], shown)
+
+
+def test_the_simsiam_loss_by_hand_and_where_its_gradient_goes() -> None:
+    p1, p2, z1, z2 = (torch.tensor([row], requires_grad=True) for row in ([3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [1.0, 0.0]))
+    loss = simsiam_loss(p1, p2, z1, z2)
+    assert loss.item() == pytest.approx(-(0.6 + 0.0) / 2)
+    loss.backward()
+    assert z1.grad is None
+    assert z2.grad is None
+    assert p1.grad is not None
+    assert p1.grad.abs().sum() > 0
+
+
+def test_embeddings_that_agree_are_spread_and_a_collapse_shows() -> None:
+    objective, model = SimSiam(tiny("ours"), out_dim=8, bottleneck=4), tiny("ours")
+    one = torch.rand(1, 3, 16, 16).expand(5, -1, -1, -1)
+    batch = Batch(one, torch.zeros(5, dtype=torch.long), torch.arange(5), views=(one, one))
+    assert objective.eval()(model.eval(), batch)["spread"].item() == pytest.approx(0, abs=1e-5)
+    with pytest.raises(ShapeError, match=r"SimSiam: a batch needs two views of each image, got 1\."):
+        objective(model, Batch(one, batch.labels, batch.indices, views=(one,)))
+    with pytest.raises(ArgumentError, match="`bottleneck` must be at least 1, got 0"):
+        SimSiam(tiny("ours"), bottleneck=0)
+    objective.check(model, retinue.data.open("digits"))
+    assert repr((objective.views or ())[0]).startswith("random_resized_crop((8, 8)")

@@ -10,6 +10,7 @@ from retinue.pretrain.fractal import FractalDataset
 from retinue.pretrain.fractal_data import fractals
 from retinue.pretrain.fractal_objectives import FastHead, MultiInstance, multi_instance_loss
 from retinue.pretrain.fractal_render import render_batch, render_ifs
+from retinue.pretrain.fractal_simsiam import SimSiam, simsiam_loss
 from retinue.pretrain.fractal_systems import iterate_ifs, sample_ifs
 from retinue.pretrain.jigsaw import JigsawPretext
 from retinue.pretrain.rotnet import RotNet, rotate_batch
@@ -52,5 +53,7 @@ __all__ = [
     "SelfCon",
     "semi_supervised",
     "SimCLRv2",
+    "SimSiam",
+    "simsiam_loss",
     "train_dvae",
 ]

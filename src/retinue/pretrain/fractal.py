@@ -24,11 +24,12 @@ from retinue.pretrain.fractal_jitter import JITTERS, jitter_ifs
 from retinue.pretrain.fractal_render import SMALLEST, check_size, render_batch
 from retinue.pretrain.fractal_systems import sample_systems
 
-Mode = Literal["single", "multi"]
-MODES = ("single", "multi")
+Mode = Literal["single", "multi", "pairs"]
+MODES = ("single", "multi", "pairs")
 IMAGE, RENDER, PLAN = 1, 2, 3  # what is drawn: sources of randomness that share a number must differ
 SIDES = (0.15, 0.6)  # of a pasted fractal, as a share of the image
 BLUR = (0.5, 1.0)  # sigma in pixels
+PAIR_SIDES = (0.25, 1.25)  # of the two fractals of a pair, as shares of the image
 BLOCKS = 2  # epochs whose renders are kept: the one that ends, and the one that begins
 MASK = (1 << 64) - 1
 
@@ -38,13 +39,14 @@ class FractalDataset:
 
     In "single" mode an image is one fractal before a background, its label a class number. In "multi" mode several fractals lie
     on one background, and the label is the set of their classes: the topmost has the class of the image's number, so that classes are
-    balanced, and the others are drawn.
+    balanced, and the others are drawn. In "pairs" mode there are two pictures of one fractal in other colours, sizes, places and before
+    other backgrounds, as the two halves of 6 channels; the label is that of "single" mode.
 
     Args:
         num_classes: how many classes.
         per_class: images of each class in an epoch.
         size: side of the images in pixels, at least 8.
-        mode: "single" or "multi".
+        mode: "single", "multi" or "pairs".
         seed: of the systems and the images.
         num_systems: how many systems there are, a multiple of the classes; None takes one for each class.
         n: number of maps of a system, or the smallest and the largest.
@@ -107,12 +109,12 @@ class FractalDataset:
         """How many images an epoch has."""
         return self.num_classes * self.per_class
 
-    def __getitem__(self, number: int) -> tuple[UInt8[Tensor, "3 size size"], int | Float[Tensor, " classes"]]:
+    def __getitem__(self, number: int) -> tuple[UInt8[Tensor, "channels size size"], int | Float[Tensor, " classes"]]:
         """Return an image as bytes, and its class or (in "multi" mode) 1 for each class that it shows; numbers beyond an epoch go on."""
         if number < 0:
             raise ArgumentError(f"fractals: images are numbered from 0, got {number}.")
         image = self.images([number])[0]
-        return image, int(self.labels([number])[0]) if self.mode == "single" else self.multi_hot([number])[0]
+        return image, int(self.labels([number])[0]) if self.mode != "multi" else self.multi_hot([number])[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_renders": OrderedDict()}  # another process renders its own
@@ -125,7 +127,7 @@ class FractalDataset:
         """Return 1 for each class that an image shows, without making the image."""
         numbers = torch.as_tensor(numbers, dtype=torch.int64)
         hot = torch.zeros(len(numbers), self.num_classes)
-        if self.mode == "single":
+        if self.mode != "multi":
             return hot.scatter_(1, self.labels(numbers)[:, None], 1.0)
         renders, there = self.plan(numbers)
         shown = renders % len(self.systems) // (len(self.systems) // self.num_classes)
@@ -142,27 +144,43 @@ class FractalDataset:
         count = fewest + whole(draws[:, :1], most - fewest + 1)
         return torch.cat([top[:, None], others], dim=1), torch.arange(most) < count
 
-    def images(self, numbers: Sequence[int] | Int[Tensor, " batch"]) -> UInt8[Tensor, "batch 3 size size"]:
-        """Make images."""
+    def images(self, numbers: Sequence[int] | Int[Tensor, " batch"]) -> UInt8[Tensor, "batch channels size size"]:
+        """Make images; those of "pairs" mode have 6 channels."""
         chosen = torch.as_tensor(numbers, dtype=torch.int64)
         if not len(chosen):
-            return torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8)
+            return torch.zeros(0, 6 if self.mode == "pairs" else 3, self.size, self.size, dtype=torch.uint8)
         rngs = [self._source(IMAGE, number) for number in chosen.tolist()]
-        made = self._single(chosen, rngs) if self.mode == "single" else self._multi(chosen, rngs)
-        return torch.from_numpy(made)
+        make = {"single": self._single, "multi": self._multi, "pairs": self._pairs}[self.mode]
+        return torch.from_numpy(make(chosen, rngs))
 
     def _source(self, kind: int, number: int) -> Generator:
         return np.random.default_rng([self.seed, kind, self.part, number])
 
     def _single(self, numbers: Tensor, rngs: Sequence[Generator]) -> UInt8[np.ndarray, "batch 3 size size"]:
-        chosen = numbers % len(self) * len(self.systems) // len(self)
-        systems = [jitter_ifs(self.systems[which], rng, self.jitter) for which, rng in zip(chosen.tolist(), rngs)]
+        systems = self._jittered(numbers, rngs)
         images = backgrounds(self.size, rngs)
         for i, (grey, rng) in enumerate(zip(render_batch(systems, rngs, self.size, self.n_points), rngs)):
             images[i] = composite(colorize(eightfold(grey, rng), rng), images[i])
             if rng.random() < 0.5:
                 images[i] = blur(images[i], rng.uniform(*BLUR))
         return images
+
+    def _jittered(self, numbers: Tensor, rngs: Sequence[Generator]) -> list[NDArray[np.float64]]:
+        chosen = numbers % len(self) * len(self.systems) // len(self)
+        return [jitter_ifs(self.systems[which], rng, self.jitter) for which, rng in zip(chosen.tolist(), rngs)]
+
+    def _pairs(self, numbers: Tensor, rngs: Sequence[Generator]) -> UInt8[np.ndarray, "batch 6 size size"]:
+        greys = render_batch(self._jittered(numbers, rngs), rngs, self.size, self.n_points)
+        halves = []
+        for _ in range(2):
+            images = backgrounds(self.size, rngs)
+            for image, grey, rng in zip(images, greys, rngs):
+                side = max(1, round(rng.uniform(*PAIR_SIDES) * self.size))
+                fractal = colorize(resize(eightfold(grey, rng), side), rng)
+                top, left = np.floor(rng.uniform(-side / 2, self.size - side / 2, 2)).astype(int).tolist()
+                paste(image, fractal, top, left)
+            halves.append(images)
+        return np.concatenate(halves, axis=1)
 
     def _multi(self, numbers: Tensor, rngs: Sequence[Generator]) -> UInt8[np.ndarray, "batch 3 size size"]:
         renders, there = self.plan(numbers)

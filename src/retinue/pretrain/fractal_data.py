@@ -29,14 +29,14 @@ class FractalStore(FileStore):
         self.dataset = dataset
         self.span = len(dataset)  # every epoch has images of its own
 
-    def __getitem__(self, index: int) -> UInt8[Tensor, "3 size size"]:
+    def __getitem__(self, index: int) -> UInt8[Tensor, "channels size size"]:
         return self.dataset.images([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
         """Make a batch at once; torch's loader asks for it by this name."""
         return list(self.dataset.images(indices))
 
-    def images(self, indices: Int[Tensor, " batch"]) -> UInt8[Tensor, "batch 3 size size"]:
+    def images(self, indices: Int[Tensor, " batch"]) -> UInt8[Tensor, "batch channels size size"]:
         """Make some of the images."""
         return self.dataset.images(indices)
 
@@ -89,7 +89,7 @@ def fractals(
 ) -> Data:
     """Open fractals as data: no file is read, nothing is stored, and the labels are exact.
 
-    Train them with `retinue.train.Supervised()` in "single" mode, and with `MultiInstance` in "multi" mode.
+    Train them with `retinue.train.Supervised()` in "single" mode, with `MultiInstance` in "multi" and with `SimSiam` in "pairs" mode.
 
     Args:
         num_classes: how many classes.
@@ -97,7 +97,7 @@ def fractals(
         val_images: other pictures of the same systems.
         test_images: and others again.
         input_size: side in pixels.
-        mode: "single" or "multi", one fractal in an image or several.
+        mode: "single", "multi" or "pairs": one fractal in an image, several, or two pictures of one for `SimSiam`.
         num_systems: as in `FractalDataset`, and so are those that follow.
         n: fewest and most maps of a system.
         n_points: of each rendered fractal.
