@@ -319,8 +319,11 @@ SYSTEMS: tuple[System, ...] = (
         use="I want to know how sure the network is of its prediction and of its explanation (uncertainty).",
     ),
     System(
-        slug="st-protopnet", room="explain", module="explain/st_protopnet.py", year=2023, arxiv="2301.04011",
-        authors="Chong Wang et al.", parts=("retinue.explain.ProtoPNet", "retinue.explain.STProtoPNet"),
+        slug="st-protopnet", room="explain", module="explain/st_protopnet.py", year=2023, arxiv="2301.04011", state="ready",
+        authors="Chong Wang et al.", parts=(
+            "retinue.explain.ProtoPNet", "retinue.explain.STProtoPNet", "retinue.explain.PartPrototypes", "retinue.explain.fit_prototypes",
+            "retinue.explain.push", "retinue.explain.prune", "retinue.explain.localisation",
+        ),
         title="Learning Support and Trivial Prototypes for Interpretable Image Classification",
         use="I want to see which part of the image looks like which training patch.",
     ),
@@ -342,8 +345,11 @@ SYSTEMS: tuple[System, ...] = (
         use="Compare two networks' feature spaces, or stitch the head of one on the other, without training.",
     ),
     System(
-        slug="dataset-properties", room="audit", module="audit/dataset_properties.py", year=2024, arxiv="2401.08865",
-        authors="Nicholas Konz, Maciej A. Mazurowski", parts=("retinue.audit.intrinsic_dimension", "retinue.audit.label_sharpness"),
+        slug="dataset-properties", room="audit", module="audit/dataset_properties.py", year=2024, arxiv="2401.08865", state="ready",
+        authors="Nicholas Konz, Maciej A. Mazurowski", parts=(
+            "retinue.audit.intrinsic_dimension", "retinue.audit.label_sharpness", "retinue.audit.dataset_report",
+            "retinue.audit.learning_curve", "retinue.audit.compare",
+        ),
         title="The Effect of Intrinsic Dataset Properties on Generalization: "
         "Unraveling Learning Differences Between Natural and Medical Images",
         use="Is this data any good? Intrinsic dimension and label sharpness before training, and how much more data would help.",

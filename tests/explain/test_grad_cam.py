@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from retinue.errors import ArgumentError, NonFiniteError, ShapeError
 from retinue.explain import GradCAM, heat_maps
 from retinue.explain.grad_cam import VARIANTS, gradcam, gradcam_plus_plus, layercam, predicted, score
-from retinue.explain.layers import as_map
 from retinue.models import tiny
+from retinue.models.feature_maps import as_map
 from retinue.models.tiny import KINDS
 
 A = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[4.0, 3.0], [2.0, 1.0]]]])

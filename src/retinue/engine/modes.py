@@ -1,9 +1,10 @@
 """Training and evaluation modes which leave frozen parts alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from torch import nn
+
+from retinue.models.modes import evaluating
+
+__all__ = ["evaluating", "train_mode"]
 
 
 def train_mode(module: nn.Module) -> None:
@@ -17,16 +18,3 @@ def train_mode(module: nn.Module) -> None:
         parameters = list(part.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             part.eval()
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules in evaluation mode; on leaving, every part has the mode that it had before."""
-    before = [(part, part.training) for module in modules for part in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in before:
-            part.training = mode

@@ -24,12 +24,18 @@ from retinue.explain.prob_psenn import ProbPSENNLoss, train_prob_psenn, training
 from retinue.explain.prototype_dl import PrototypeLoss, prototype_loss
 from retinue.explain.prototype_elastic import Elastic
 from retinue.explain.relative import Relative, RelativeModel, RelativeProjection, select_anchors, stitch
+from retinue.explain.st_protopnet import PartPrototypes
+from retinue.explain.st_protopnet_localisation import class_heat, localisation
+from retinue.explain.st_protopnet_push import prune, push, table
+from retinue.explain.st_protopnet_stages import fit_prototypes
 from retinue.models.prob_psenn_network import ProbPSENN
 from retinue.models.prob_psenn_uncertainty import entropies, overlaps, typicality
+from retinue.models.protopnet import ProtoPNet, STProtoPNet
 from retinue.models.prototype_autoencoders import ConvDecoder, ConvEncoder
 from retinue.models.prototype_network import Evidence, PrototypeClassifier
 
 __all__ = [
+    "PartPrototypes", "ProtoPNet", "STProtoPNet", "class_heat", "fit_prototypes", "localisation", "prune", "push", "table",
     "Ascent", "CPPN", "CPPNEncoding", "DirectEncoding", "FoolingResult", "MapElites", "fool", "retrain_with_fooling", "with_fooling_class",
     "ConvDecoder", "ConvEncoder", "Elastic", "Evidence", "ProbPSENN", "ProbPSENNLoss", "PrototypeClassifier", "PrototypeLoss", "entropies",
     "overlaps", "prototype_loss", "train_prob_psenn", "training_distances", "typicality",

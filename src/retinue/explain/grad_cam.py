@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from retinue.engine.modes import evaluating
 from retinue.errors import ArgumentError, NonFiniteError, ShapeError, unknown
-from retinue.explain.layers import as_map, frozen, last_map, layout, recording
+from retinue.explain.layers import frozen, last_map, recording
+from retinue.models.feature_maps import as_map, layout
 
 Variant = Literal["gradcam", "gradcam++", "layercam", "gradient", "guided"]
 Target = int | Sequence[int] | Tensor | Callable[[Any], Tensor] | None

@@ -14,9 +14,12 @@ from retinue.metrics.classification import (
     per_class,
     top_k_accuracy,
 )
+from retinue.metrics.dimension import IDResult, intrinsic_dimension
 from retinue.metrics.spaces import affine_map, compare_spaces, jaccard, mean_reciprocal_rank, procrustes
 
 __all__ = [
+    "IDResult",
+    "intrinsic_dimension",
     "affine_map",
     "compare_spaces",
     "jaccard",

@@ -44,6 +44,7 @@ from retinue.models.noprop import noprop_ct, noprop_dt, noprop_fm
 from retinue.models.prob_psenn_network import ProbPSENN, prob_psenn
 from retinue.models.projection import ProjectedClassifier, ProjectionHead, projected_classifier
 from retinue.models.protocol import adapt, config, feature_size, pooled_features
+from retinue.models.protopnet import ProtoPNet, STProtoPNet, protopnet, st_protopnet
 from retinue.models.prototype_network import PrototypeClassifier, prototype_dl
 from retinue.models.relative import relative
 from retinue.models.resnet_rs import (
@@ -140,6 +141,8 @@ __all__ = [
     "projected_classifier",
     "prototype_dl",
     "PrototypeClassifier",
+    "protopnet",
+    "ProtoPNet",
     "pseudo_label",
     "register",
     "relative",
@@ -167,6 +170,8 @@ __all__ = [
     "small_convnet",
     "SyntheticDetector",
     "synthetic_detector",
+    "st_protopnet",
+    "STProtoPNet",
     "tiny",
     "untrained",
     "vanilla_rnn",

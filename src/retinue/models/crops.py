@@ -4,7 +4,6 @@ Probabilities are averaged, not logits: over the crops, then over the networks. 
 arXiv 1409.4842, section 7).
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 
 from retinue.errors import ArgumentError, ShapeError, unknown
+from retinue.models.modes import evaluating
 
 Plan = Literal["1", "12", "144"]
 CROPS = {"1": 1, "12": 12, "144": 144}
@@ -103,7 +103,7 @@ def ensemble_predict(
     sizes = [net_size or own_size(member) for member in members]
     at_once = max(1, batch_size // CROPS.get(str(plan), 1))  # images whose crops are in memory together
     predictions = []
-    with _evaluating(members), torch.no_grad():
+    with evaluating(*members), torch.no_grad():
         for part in images.split(at_once):
             crops = {size: multi_crop(part, size, plan) for size in set(sizes)}
             answers = [_average(member, crops[size], batch_size) for member, size in zip(members, sizes)]
@@ -168,16 +168,3 @@ def _average(model: nn.Module, crops: Tensor, batch_size: int) -> Tensor:
     place = next(model.parameters(), crops).device
     answers = [model(part.to(place)).float().softmax(1) for part in crops.flatten(0, 1).split(batch_size)]
     return torch.cat(answers).to(crops.device).unflatten(0, (batch, count)).mean(1)
-
-
-@contextlib.contextmanager
-def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Put networks in evaluation mode; afterwards every part has the mode that it had before."""
-    modes = [(part, part.training) for model in models for part in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

@@ -3,8 +3,7 @@
 The shifts are those in which domains differ while content stays (IBN-Net, arXiv 1807.09441, section 1), without data of another domain.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from retinue.data.views import keys as image_keys
 from retinue.data.views import uniform
 from retinue.errors import ArgumentError, ShapeError, unknown
 from retinue.metrics import top_k_accuracy
+from retinue.models.modes import evaluating
 from retinue.models.protocol import adapt, pool
 
 Images = Float[Tensor, "batch channels height width"]
@@ -96,7 +96,7 @@ def evaluate_shifts(
     preprocessing = getattr(model, "preprocessing", None) or split.preprocessing
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     found: dict[str, list[Tensor]] = {name: [] for name in shifts}
-    with _evaluating(model):
+    with evaluating(model):
         for indices in torch.arange(len(split)).split(batch_size):
             images = preprocessing.centre(split.images(indices)).to(device).float() / 255
             keys = image_keys(seed, 0, indices).to(device)
@@ -183,22 +183,10 @@ def _pooled(model: nn.Module, modules: Mapping[str, nn.Module], images: Tensor, 
     ]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
-        with _evaluating(model):
+        with evaluating(model):
             for part in images.split(batch_size):
                 model(part.to(device))
     finally:
         for hook in hooks:
             hook.remove()
     return {name: torch.cat(parts) for name, parts in rows.items()}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode, and each part back in the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

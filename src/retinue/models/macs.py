@@ -6,6 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from retinue.models.modes import evaluating
+
 
 def count_macs(model: nn.Module, size: int | tuple[int, int], *, in_chans: int | None = None) -> int:
     """Count the multiply-adds of convolutions, linear layers and attention for one image, without computing anything.
@@ -22,14 +24,8 @@ def count_macs(model: nn.Module, size: int | tuple[int, int], *, in_chans: int |
     """
     height, width = (size, size) if isinstance(size, int) else size
     channels = in_chans or int(getattr(model, "in_chans", 3))
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            with sdpa_kernel(SDPBackend.MATH):  # as products of matrices: the counter does not know every fused form
-                model(torch.empty(1, channels, height, width, device=device))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(model), FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        with sdpa_kernel(SDPBackend.MATH):  # as products of matrices: the counter does not know every fused form
+            model(torch.empty(1, channels, height, width, device=device))
     return counter.get_total_flops() // 2  # a multiply-add is two operations

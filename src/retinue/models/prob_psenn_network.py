@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from retinue.errors import ArgumentError, ShapeError
 from retinue.models.factory import image_size, register
+from retinue.models.modes import evaluating
 from retinue.models.prob_psenn_autoencoder import PSENNDecoder, PSENNEncoder
 from retinue.models.prob_psenn_distributions import Family, PrototypeDistributions
 from retinue.models.prob_psenn_uncertainty import entropies, overlaps, typicality
@@ -261,25 +262,15 @@ class ProbPSENN(nn.Module):
     @torch.no_grad()
     def codes(self, loader: Any) -> tuple[Float[Tensor, "images latent"], Int[Tensor, " images"]]:
         """Compute the codes of a loader's images in evaluation mode, and give their labels."""
-        modes = [(part, part.training) for part in self.modules()]
-        self.eval()
-        try:
+        with evaluating(self):
             pairs = [(self.forward_features(batch.images).float(), batch.labels) for batch in loader.batches()]
-        finally:
-            for part, mode in modes:
-                part.training = mode
         return torch.cat([z for z, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
     @torch.no_grad()
     def decode(self, codes: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch channels height width"]:
         """Paint codes in evaluation mode; in [0, 1]."""
-        modes = [(part, part.training) for part in self.decoder.modules()]
-        self.decoder.eval()
-        try:
+        with evaluating(self.decoder):
             return self.pixels.unit(self.decoder(codes.flatten(0, -2))).unflatten(0, codes.shape[:-1])
-        finally:
-            for part, mode in modes:
-                part.training = mode
 
     def decode_prototypes(self, n: int) -> Float[Tensor, "{n} prototypes channels height width"]:
         """Paint joint samples of the prototypes; in [0, 1]."""

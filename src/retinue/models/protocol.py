@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from retinue.errors import ArgumentError
+from retinue.models.modes import evaluating
 from retinue.models.small_images import is_channels_last
 
 PROTOCOL = ("forward_features", "forward_head", "reset_classifier", "get_classifier", "num_features")
@@ -224,17 +225,13 @@ def _watch(module: nn.Module, in_chans: int, size: tuple[int, int]) -> Adapted:
             maps[y.shape[-1]] = {"num_chs": y.shape[1], "reduction": round(size[1] / y.shape[-1]), "module": f"module.{names[layer]}"}
 
     like = next(module.parameters())
-    modes = [(layer, layer.training) for layer in module.modules()]
     hooks = [layer.register_forward_hook(look) for layer in names]
-    module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(module):
             y = module(torch.zeros(2, in_chans, *size, device=like.device, dtype=like.dtype))
     finally:
         for hook in hooks:
             hook.remove()
-        for layer, mode in modes:
-            layer.training = mode
     if not isinstance(y, Tensor) or y.ndim not in (2, 3, 4):
         raise ArgumentError(f"adapt: {type(module).__name__} must return logits, features or a map as one tensor, got {type(y).__name__}.")
     info = sorted(maps.values(), key=lambda tap: tap["reduction"])

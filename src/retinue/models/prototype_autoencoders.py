@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from retinue.errors import ArgumentError, ShapeError, unknown
 from retinue.models.factory import create_model
+from retinue.models.modes import evaluating
 from retinue.models.protocol import adapt, feature_size, pooled_features
 
 Padding = Literal["symmetric", "tf_same"]
@@ -227,17 +228,10 @@ def paired(encoder: nn.Module, decoder: nn.Module, image_shape: tuple[int, int, 
         raise ArgumentError(
             f"prototypes: {type(encoder).__name__} does not say which images it takes. Give image_shape=(channels, height, width)."
         )
-    modes = [(part, part.training) for module in (encoder, decoder) for part in module.modules()]
     like = next(encoder.parameters(), torch.empty(0))
-    try:
-        encoder.eval()
-        decoder.eval()
-        with torch.no_grad():
-            code = encoder(torch.zeros(2, *shape, device=like.device, dtype=like.dtype)).flatten(1)
-            decoded = decoder(code[:, : getattr(encoder, "latent_dim", code.shape[1])])
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with torch.no_grad(), evaluating(encoder, decoder):
+        code = encoder(torch.zeros(2, *shape, device=like.device, dtype=like.dtype)).flatten(1)
+        decoded = decoder(code[:, : getattr(encoder, "latent_dim", code.shape[1])])
     if tuple(decoded.shape[1:]) != tuple(shape):
         raise ShapeError(
             f"prototypes: the decoder must paint images of shape {tuple(shape)}, as the encoder takes, got {tuple(decoded.shape[1:])}. "

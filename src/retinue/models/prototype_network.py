@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from retinue.errors import ArgumentError, ShapeError
 from retinue.models.factory import image_size, register
+from retinue.models.modes import evaluating
 from retinue.models.protocol import config
 from retinue.models.prototype_autoencoders import (
     BackboneEncoder,
@@ -176,13 +177,8 @@ class PrototypeClassifier(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Float[Tensor, "codes latent"]) -> Float[Tensor, "codes channels height width"]:
         """Paint codes in evaluation mode; in [0, 1]."""
-        modes = [(part, part.training) for part in self.decoder.modules()]
-        self.decoder.eval()
-        try:
+        with evaluating(self.decoder):
             return self.pixels.unit(self.decoder(codes))
-        finally:
-            for part, mode in modes:
-                part.training = mode
 
     def decode_prototypes(self) -> Float[Tensor, "prototypes channels height width"]:
         """Paint the prototypes; in [0, 1]."""

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from retinue.errors import ArgumentError, unknown
+from retinue.models.modes import evaluating
 
 IMAGENET = 1_281_167  # training images
 BATCH = 4096
@@ -340,13 +341,8 @@ def pseudo_label(
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise ArgumentError(f"pseudo_label: `threshold` must lie in [0, 1], got {threshold}. It is a probability; None keeps all images.")
-    training = [(module, module.training) for module in teacher.modules()]
-    teacher.eval()
-    try:
+    with evaluating(teacher):
         shares = torch.cat([teacher(part).float().softmax(1) for part in images.split(batch_size)])
-    finally:
-        for module, mode in training:
-            module.training = mode
     if num_classes is not None and shares.shape[1] != num_classes:
         raise ArgumentError(
             f"pseudo_label: the teacher knows {shares.shape[1]} classes and the labelled set has {num_classes}. "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from retinue.errors import ArgumentError, unknown
 from retinue.models.factory import create_model, register
+from retinue.models.modes import evaluating
 from retinue.models.probe import trial_images
 from retinue.models.protocol import adapt, feature_size, pool, pooled_features, taps
 
@@ -125,14 +126,8 @@ def side_channels(backbone: nn.Module, exit: str, input_size: int | tuple[int, i
         exit: the module.
         input_size: side of the images, or height and width; None finds one that passes.
     """
-    modes = [(part, part.training) for part in backbone.modules()]
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            return int(two_exits(backbone, trial_images(backbone, input_size, where="selfcon", batch=1), exit)[1].shape[1])
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with torch.no_grad(), evaluating(backbone):
+        return int(two_exits(backbone, trial_images(backbone, input_size, where="selfcon", batch=1), exit)[1].shape[1])
 
 
 def no_down(model: nn.Module) -> nn.Module:

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import linalg
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from retinue.data import Data, Split
 from retinue.engine import stages
 from retinue.errors import ArgumentError, DataError, unknown
+from retinue.metrics import intrinsic_dimension
 from retinue.models.wide_deep_network import HermiteActivation, WideDeepNetwork, empirical_kernel
 from retinue.theory.dual_activation import COINCIDENT, DualActivation, check_depth, optimal_activation
 
@@ -31,9 +32,9 @@ __all__ = [
     "WideDeepClassifier",
     "WideDeepNetwork",
     "empirical_kernel",
-    "intrinsic_dimension",
     "optimal_activation",
     "infinite_networks",
+    "measured_dimension",
 ]
 
 Array = NDArray[np.float64]
@@ -218,7 +219,7 @@ class WideDeepClassifier(ClassifierMixin, BaseEstimator):
             return DualActivation(self.activation), None
         if self.activation != "optimal":
             return DualActivation.named(self.activation), None
-        dim = self.dim if self.dim is not None else max(1, round(intrinsic_dimension(points)))
+        dim = self.dim if self.dim is not None else max(1, round(measured_dimension(points)))
         return optimal_activation(dim), dim
 
     def _choose_mapping(self, X: Array) -> None:
@@ -247,26 +248,14 @@ class WideDeepClassifier(ClassifierMixin, BaseEstimator):
         return scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
 
 
-def intrinsic_dimension(points: Float[np.ndarray, "points features"], neighbours: int = NEIGHBOURS) -> float:
-    """Estimate the dimension of the set that points fill, by maximum likelihood (Levina and Bickel 2004; MacKay and Ghahramani's mean).
-
-    Args:
-        points: one a row; of more than 2,000, as many, evenly spaced, are measured against all.
-        neighbours: of each point.
-
-    Returns:
-        (k - 2) / (k - 1) over the mean of log(T_k / T_j), where T_j is the distance to the jth neighbour; 1 where there are too few
-        points to tell.
-    """
+def measured_dimension(points: Float[np.ndarray, "points features"]) -> float:
+    """Estimate the dimension of the set that points fill, from 2,000 of them at most; 1 where there are too few to tell."""
     points = np.unique(points.round(12), axis=0)  # copies of a point say nothing
-    k = min(neighbours, len(points) - 1)
+    k = min(NEIGHBOURS, len(points) - 1)
     if k < 3:
         return 1.0
-    some = points[:: max(1, len(points) // MEASURED)]
-    distances = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(points).kneighbors(some)[0][:, 1:]
-    apart = distances[distances[:, 0] > 1e-7]
-    spread = np.log(apart[:, -1:] / apart[:, :-1]).mean() if len(apart) else 0.0
-    return float((k - 2) / (k - 1) / spread) if spread > 0 else 1.0
+    found = intrinsic_dimension(torch.from_numpy(points), k=k, max_samples=MEASURED).value
+    return found if math.isfinite(found) else 1.0
 
 
 def infinite_networks(
