@@ -47,15 +47,15 @@ def nearest(x: Shaped[Tensor, "points features"], k: int, anchors: Int[Tensor, "
     centre, scale = _centre(x)
     rows = max(1, BLOCK // max(1, x.shape[1]))
     wanted = min(k + SLACK, len(x))
+    norms = torch.cat([_floats(some, centre, scale).square_().sum(1) for some in x.split(rows)])
     distances, indices = [], []
     for some in chosen.split(min(ANCHORS, rows)):
-        query = _floats(x[some], centre, scale)
-        own = query.square().sum(1)
+        query, own = _floats(x[some], centre, scale), norms[some]
         best = torch.full((len(some), 0), torch.inf)
         places = torch.zeros((len(some), 0), dtype=torch.int64)
         for start in range(0, len(x), rows):
             block = _floats(x[start : start + rows], centre, scale)
-            squares = torch.addmm(block.square().sum(1)[None], query, block.T, alpha=-2).add_(own[:, None])
+            squares = torch.addmm(norms[None, start : start + rows], query, block.T, alpha=-2).add_(own[:, None])
             inside = (some >= start) & (some < start + len(block))
             squares[inside.nonzero()[:, 0], some[inside] - start] = torch.inf  # a point is not its own neighbour
             found = squares.topk(min(wanted, len(block)), largest=False)
