@@ -58,7 +58,7 @@ def test_a_wrong_command_is_answered_with_its_neighbours(capsys: pytest.CaptureF
     assert main(["evalute", "runs/digits"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == 'error: retinue: no command is called "evalute". Did you mean evaluate? All commands: retinue --help.\n'
+    assert captured.err == 'error: retinue: no command is called "evalute". Did you mean evaluate, audit? All commands: retinue --help.\n'
     assert main(["show", "inception4"]) == 2
     assert capsys.readouterr().err.startswith('error: catalog: no system is called "inception4". Did you mean inception-v4')
 

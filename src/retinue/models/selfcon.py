@@ -153,8 +153,7 @@ def no_down(model: nn.Module) -> nn.Module:
     for stride in strides:
         lowered *= stride[0] if isinstance(stride, tuple) else stride
     stem.stride, pooling.stride = (1, 1), 1
-    for tap in taps(model):
-        tap["reduction"] = max(1, tap["reduction"] // lowered)
+    network.feature_info = [{**tap, "reduction": max(1, tap["reduction"] // lowered)} for tap in taps(model)]
     return model
 
 
