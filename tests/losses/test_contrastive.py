@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from retinue.errors import ArgumentError, ShapeError
 from retinue.losses.contrastive import nt_xent, others_logsumexp, supcon
 from retinue.losses.gathering import gather_with_gradient
+from retinue.losses.self_contrastive import ImagiNetLoss
 
 PAIR = torch.eye(4, dtype=torch.float64)[:2]
 Z1 = torch.tensor([[1, 2], [3, -1], [0, 1]], dtype=torch.float64)
@@ -195,6 +196,7 @@ PROGRAM = """
 import sys, torch, torch.distributed
 from retinue.losses.contrastive import nt_xent, supcon
 from retinue.losses.gathering import gather_with_gradient
+from retinue.losses.self_contrastive import ImagiNetLoss
 
 def work(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -206,6 +208,8 @@ def work(rank, folder):
     for name, loss in (
         ("nt_xent", nt_xent(z1, z2, 0.2, x["memory"], chunk=3)), ("alone", nt_xent(z1, z2, 0.2, gather=False)),
         ("self", supcon(torch.stack([z1, z2], 1), None, 0.2)), ("labels", supcon(torch.stack([z1, z2], 1), mine["labels"], 0.2)),
+        ("imaginet", ImagiNetLoss(temperature=0.2)(torch.nn.functional.normalize(torch.stack([z1, z2], 1), dim=-1),
+                                                   (mine["labels"] > 0).long(), mine["labels"])),
     ):
         gradient, = torch.autograd.grad(loss, weight, retain_graph=True)
         for tensor in (gradient, loss := loss.detach()):  # as the engine does after each backward pass
@@ -238,6 +242,7 @@ def test_two_processes_have_the_loss_and_gradient_of_one_with_all_images(tmp_pat
         "nt_xent": nt_xent(z1, z2, 0.2, x["memory"]),
         "self": supcon(both, None, 0.2),
         "labels": supcon(both, x["labels"], 0.2),
+        "imaginet": ImagiNetLoss(temperature=0.2)(F.normalize(both, dim=-1), (x["labels"] > 0).long(), x["labels"]),
         "alone": (nt_xent(z1[:4], z2[:4], 0.2) + nt_xent(z1[4:], z2[4:], 0.2)) / 2,
     }
     for name, loss in expected.items():
