@@ -267,8 +267,11 @@ SYSTEMS: tuple[System, ...] = (
         use="I need transformers of several depths: train one compact network and initialise any depth from its layers.",
     ),
     System(
-        slug="hypernetworks", room="grow", module="grow/hypernetworks.py", year=2023, arxiv="2306.06955",
-        authors="Vinod Kumar Chauhan et al.", parts=("retinue.grow.HyperNetwork",),
+        slug="hypernetworks", room="grow", module="grow/hypernetworks.py", year=2023, arxiv="2306.06955", state="ready",
+        authors="Vinod Kumar Chauhan et al.", parts=(
+            "retinue.grow.HyperNetwork", "retinue.grow.HyperTraining", "retinue.grow.OutputRegulariser", "retinue.grow.learn_tasks",
+        ),
+        exceptions={"same keys": "what is trained is a network built around the model: hypernetwork, codes and placeholders"},
         title="A Brief Review of Hypernetworks in Deep Learning",
         use="Let one network generate the weights of another: many tasks in one budget, ensembles with uncertainty, smaller files.",
     ),

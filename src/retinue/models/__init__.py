@@ -9,6 +9,8 @@ from retinue.models.cifar_resnet import cifar_resnet, resnet20
 from retinue.models.crops import ensemble_predict, multi_crop
 from retinue.models.factory import create_model, list_models, register
 from retinue.models.guidance_targets import deep_fcn, plain_resnet50, row_transformer, vanilla_rnn, wide_fcn
+from retinue.models.hypernetwork import HyperNetwork
+from retinue.models.hypernetwork_by_name import hypernetwork
 from retinue.models.ibn_net import densenet_ibn, resnet_ibn
 from retinue.models.ibn_net_layers import IBN, convert_to_ibn
 from retinue.models.ibn_net_shifts import appearance_shifts, evaluate_shifts, feature_divergence
@@ -97,6 +99,8 @@ __all__ = [
     "feature_size",
     "Genotype",
     "HermiteActivation",
+    "hypernetwork",
+    "HyperNetwork",
     "IBN",
     "iformer",
     "iformer_base",
