@@ -70,6 +70,8 @@ def _data(name: str, seed: int, budget: Budget) -> Data:
         given: dict[str, Any] = {"test_fraction": 500 / 1797, "train_images": budget.pick(laptop=None, smoke=130)}
     else:
         given = {"train_images": budget.pick(laptop=2000, smoke=130), "test_images": budget.pick(laptop=2000, smoke=64)}
+        given |= budget.pick(laptop={}, smoke={"input_size": 32, "channels": 3})
+        name = budget.pick(laptop=name, smoke="digits")
     return retinue.data.open(name, val_fraction=0.0, seed=seed, **given)
 
 

@@ -102,6 +102,8 @@ def _data(name: str, seed: int, budget: Budget) -> Data:
         given: dict[str, Any] = {"test_fraction": 500 / 1797, "train_images": budget.pick(laptop=None, smoke=256)}
     else:
         given = {"train_images": budget.pick(laptop=3000, smoke=256), "test_images": budget.pick(laptop=2000, smoke=64)}
+        given |= budget.pick(laptop={}, smoke={"input_size": 28})
+        name = budget.pick(laptop=name, smoke="digits")
     return retinue.data.open(name, val_fraction=0.0, seed=seed, **given)
 
 
