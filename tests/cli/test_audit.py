@@ -1,5 +1,6 @@
 """`retinue audit DATA`: the words that are printed, the two files, models and comparing."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,30 @@ def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
         command(capsys, "digits", "--compare", str(tmp_path / "torn.json"))
     with pytest.raises(ArgumentError, match=r'no network is called "small_convnte"\. Did you mean small_convnet'):
         command(capsys, "digits", "--model", "small_convnte", *QUICK)
+
+
+def test_published_weights_see_images_as_they_were_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, opened = retinue.create_model, retinue.data.open
+    asked, seen = [], []
+
+    def without_weights(name: str, **options: Any) -> Any:
+        asked.append(options.pop("pretrained", False))
+        return built(name, **options)
+
+    @functools.wraps(opened)  # the options of the command are read off its signature
+    def watched(*places: Any, **options: Any) -> Any:
+        seen.append(opened(*places, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(retinue, "create_model", without_weights)
+    monkeypatch.setattr(retinue.data, "open", watched)
+    text = command(
+        capsys, "digits", "--model", "timm:test_vit", "--input-size", "32", "--train-images", "60", "--out", str(tmp_path), *QUICK
+    )
+    assert "dimension of the representations: mle " in text
+    assert True in asked
+    network = built("timm:test_vit")
+    assert seen[0].preprocessing.mean == tuple(network.pretrained_cfg["mean"])
+    assert seen[0].preprocessing.channels == 3

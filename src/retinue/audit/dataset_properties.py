@@ -46,28 +46,20 @@ def intrinsic_dimension(
     n_bootstrap: int = 0,
     seed: int = 0,
 ) -> IDResult:
-    """Estimate how many numbers it takes to say where a point lies among the others.
+    """Estimate how many numbers it takes to say where an image, or a point, lies among the others.
 
     Args:
-        x: points of any shape, or images (of `Data`, the training images): then each is scaled to a maximum of 255.
-        method: "mle" is the maximum likelihood of Levina and Bickel (2004), inverses averaged as by MacKay and Ghahramani; "twonn" is
-            a line through the origin, log(1 / (1 - F)) against log(T_2 / T_1) without the largest (Facco et al. 2017).
+        x: images (of `Data`, the training images), each of which is scaled to a maximum of 255; or points of any shape, taken as they are.
+        method: this and the rest as in `retinue.metrics.intrinsic_dimension`.
         k: neighbours of the likelihood.
-        correction: "k-2" divides as the official code does, "k-1" as the plain likelihood; with inverses averaged, k-1 is nearly unbiased.
-        max_samples: measure the neighbours (among all points) of so many points only, drawn at random; None takes all.
-        n_bootstrap: draws of these points for the interval; 0 gives none. Neighbours are not drawn anew, so it is a little too narrow.
+        correction: "k-2" as the official code, or "k-1".
+        max_samples: points whose neighbours are measured; None takes all.
+        n_bootstrap: draws for the interval; 0 gives none.
         seed: of the draws.
-
-    Returns:
-        The dimension. It grows with the number of points, and is too low for high dimensions: compare at the same number.
 
     Raises:
         ArgumentError: if an argument cannot be, or there are not more distinct points than neighbours.
         DataError: if there are fewer than three distinct points, or values that are not finite.
-
-    >>> points = torch.tensor([[0.0], [1.0], [3.0], [7.0], [12.0]])
-    >>> round(intrinsic_dimension(points, k=3).value, 6)
-    0.606699
     """
     return metrics.intrinsic_dimension(x if isinstance(x, Tensor) else pixels(x), method, k, correction, max_samples, n_bootstrap, seed)
 

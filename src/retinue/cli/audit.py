@@ -100,6 +100,7 @@ def _read(path: str) -> Any:
 def _opened(source: str, names: list[str], given: dict[str, Any]) -> "tuple[Any, dict[str, nn.Module]]":
     """Open the data as the first model sees it, and load the models."""
     import retinue
+    from retinue.cli.recipes import normalisation_of
     from retinue.engine.seeds import own_randomness
 
     runs = [name for name in names if (Path(name) / "config.json").is_file()]
@@ -108,6 +109,8 @@ def _opened(source: str, names: list[str], given: dict[str, Any]) -> "tuple[Any,
         seen = next(iter(models.values())).preprocessing
         like = ("input_size", "channels", "read_size", "resize", "interpolation", "mean", "std")
         given = {**given, **{name: getattr(seen, name) for name in like}}
+    elif names:  # published weights want the images as they saw them
+        given = {**given, **normalisation_of(names[0], given)}
     data = retinue.data.open(source, **given)
     for name in names:
         if name not in models:

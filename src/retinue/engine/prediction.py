@@ -34,7 +34,7 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
         else:
             matched = sorted(map(Path, glob.glob(str(place), recursive=True)))
             if not matched:
-                raise DataError(f"predict: there is no file or folder {place}.")
+                raise DataError(f"images: there is no file or folder {place}.")
             found += matched
     if not found:
         raise DataError(f"predict: no images in {', '.join(map(str, places))}.")
