@@ -237,8 +237,11 @@ SYSTEMS: tuple[System, ...] = (
         use="Predict how well networks will do before training them, from a few trained ones of another family.",
     ),
     System(
-        slug="lottery-ticket", room="compress", module="compress/lottery_ticket.py", year=2019, arxiv="1903.01611",
-        authors="Jonathan Frankle et al.", parts=("retinue.compress.lottery_ticket",),
+        slug="lottery-ticket", room="compress", module="compress/lottery_ticket.py", year=2019, arxiv="1903.01611", state="ready",
+        authors="Jonathan Frankle et al.", parts=(
+            "retinue.compress.lottery_ticket", "retinue.compress.IMP", "retinue.compress.magnitude_mask", "retinue.compress.error_barrier",
+            "retinue.compress.save_sparse",
+        ),
         title="Stabilizing the Lottery Ticket Hypothesis",
         use="My network is too big: prune it to a sparse one that still trains to full accuracy.",
     ),

@@ -207,6 +207,17 @@ def test_training_refuses_what_cannot_be(photos: Path, tmp_path: Path, capsys: p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_procedure_prints_and_keeps_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = "procedure.steps=4 procedure.rewind_step=1 procedure.levels=2 procedure.control_levels=[2] procedure.points=2"
+    words = ["run", "lottery-ticket", *changes.replace("=", " ").split(), "--run_dir", str(tmp_path)]
+    text = answer(capsys, *words)
+    kept = json.loads((tmp_path / "result.json").read_text())
+    assert "density: [1, 0.8, 0.64]" in text
+    assert f"stability: 2 (pruning_l2 {kept['stability']['2']['pruning_l2']:.4g}  " in text
+    assert f"results: {tmp_path / 'result.json'}" in text
+    assert answer(capsys, *words) == text  # read back, not trained again
+
+
 def test_claims_and_systems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "inception-v4" in answer(capsys, "claims", "--folder", str(tmp_path))
     assert "Inception-ResNet" in answer(capsys, "show", "inception-v4")

@@ -91,3 +91,13 @@ def test_wrong_depths_and_shortcuts_are_refused() -> None:
             cifar_resnet(depth)
     with pytest.raises(ArgumentError, match=r'^cifar_resnet: no `shortcut` is called "project"\. Did you mean projection\?$'):
         resnet20(shortcut="project")  # type: ignore[arg-type]
+
+
+def test_scales_of_norms_are_one_or_uniform() -> None:
+    def scales(uniform: bool) -> torch.Tensor:
+        return torch.cat([m.weight for m in cifar_resnet(20, uniform_gamma=uniform).modules() if isinstance(m, nn.BatchNorm2d)])
+
+    assert bool((scales(False) == 1).all())
+    drawn = scales(True)
+    assert 0 <= drawn.min() < 0.1 < 0.9 < drawn.max() <= 1
+    assert abs(float(drawn.mean()) - 0.5) < 0.05

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from retinue.engine import distributed
 from retinue.engine.checkpoint import write_whole
 
 
-def train_and_report(bound: Bound, run_dir: str | Path, progress: bool = True) -> dict[str, float]:
+def train_and_report(bound: Bound, run_dir: str | Path, progress: bool = True) -> dict[str, Any]:
     """Run a recipe in a folder; if it is a training, measure it on the test split and write the report.
 
     Returns:
@@ -31,8 +32,9 @@ def train_and_report(bound: Bound, run_dir: str | Path, progress: bool = True) -
         return {}  # the first process measures and writes
     write_whole(folder / "recipe.yaml", yaml.safe_dump(bound.recipe.blocks(), sort_keys=False).encode())
     if bound.recipe.procedure is not None:
+        write_whole(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
         _print(result)
-        print(f"results: {folder}")
+        print(f"results: {folder / 'result.json'}")
         return result
     from retinue.report import report
 
@@ -44,8 +46,16 @@ def train_and_report(bound: Bound, run_dir: str | Path, progress: bool = True) -
     return numbers
 
 
-def _print(values: Any) -> None:
-    """Print nested numbers, a line for each group."""
+def _print(values: Mapping[str, Any]) -> None:
+    """Print nested values, a line for each group."""
     for name, value in values.items():
-        text = "  ".join(f"{key} {number:.4g}" for key, number in value.items()) if isinstance(value, dict) else value
-        print(f"{name}: {text}")
+        print(f"{name}: {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    """Write numbers with four digits, and groups within groups in brackets."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return "  ".join(f"{key} ({_text(of)})" if isinstance(of, Mapping) else f"{key} {_text(of)}" for key, of in value.items())
+    return "[" + ", ".join(map(_text, value)) + "]" if isinstance(value, list | tuple) else str(value)

@@ -67,6 +67,7 @@ def cifar_resnet(
     input_size: int | tuple[int, int] | None = None,
     width: int = 16,
     shortcut: Shortcut = "projection",
+    uniform_gamma: bool = False,
     drop_rate: float = 0.0,
 ) -> Network:
     """Build a residual network for small images: maps of 32, 16 and 8 pixels at 32 px.
@@ -78,6 +79,7 @@ def cifar_resnet(
         input_size: there for the common signature; every size works.
         width: channels of the first stage; the second and third have two and four times as many.
         shortcut: "projection" is option B (depth 20 has 272,474 parameters), "padding" is option A (269,722), the paper's choice for CIFAR.
+        uniform_gamma: draw the scales of batch norms from [0, 1], as experiments with lottery tickets do (open_lth), not 1 each.
         drop_rate: share of the pooled features dropped in training.
     """
     if depth < 8 or (depth - 2) % 6:
@@ -103,6 +105,8 @@ def cifar_resnet(
     for module in network.modules():
         if isinstance(module, nn.Conv2d):  # section 3.4 initialises as in He et al. 2015, arXiv 1502.01852
             nn.init.kaiming_normal_(module.weight)
+        elif uniform_gamma and isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight)
     return network
 
 
@@ -114,9 +118,11 @@ def resnet20(
     input_size: int | tuple[int, int] | None = None,
     width: int = 16,
     shortcut: Shortcut = "projection",
+    uniform_gamma: bool = False,
     drop_rate: float = 0.0,
 ) -> Network:
     """Build `cifar_resnet` of depth 20, the usual baseline on CIFAR-10; its options are those of `cifar_resnet`."""
     return cifar_resnet(
-        20, num_classes=num_classes, in_chans=in_chans, input_size=input_size, width=width, shortcut=shortcut, drop_rate=drop_rate
-    )
+        20, num_classes=num_classes, in_chans=in_chans, input_size=input_size, width=width, shortcut=shortcut,
+        uniform_gamma=uniform_gamma, drop_rate=drop_rate,
+    )  # fmt: skip
