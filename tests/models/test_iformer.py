@@ -231,12 +231,12 @@ def test_positions_are_added_as_they_are_or_interpolated() -> None:
     nn.init.normal_(stage.pos_embed)
     x = images(2, 8, 7, 7)
     assert torch.equal(stage(x), x + stage.pos_embed.permute(0, 3, 1, 2))
-    assert resized(stage.pos_embed, (7, 7)) is stage.pos_embed
+    assert resized(stage.pos_embed, 7, 7) is stage.pos_embed
     larger = F.interpolate(stage.pos_embed.permute(0, 3, 1, 2), size=(8, 10), mode="bilinear", align_corners=False)
     x = images(2, 8, 8, 10)
     torch.testing.assert_close(stage(x), x + larger, rtol=0, atol=1e-6)
     ramp = torch.arange(4.0).view(1, 1, 4, 1).expand(1, 4, 4, 1)
-    assert resized(ramp, (4, 8))[0, 0, :, 0].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+    assert resized(ramp, 4, 8)[0, 0, :, 0].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
 
 
 def test_maps_and_positions_of_other_sizes() -> None:

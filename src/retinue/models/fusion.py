@@ -38,21 +38,37 @@ def fuse(model: nn.Module, *, merge: bool = True) -> tuple[nn.Module, list[str]]
     >>> fuse(bare)[1]
     ['batch norms folded into the layers before them: 1']
     """
-    inner = inference_copy(model)
-    for part in inner.modules():
-        if isinstance(part, Network):  # a size is checked by value, which a traced image has not
-            part.__dict__["check_size"] = lambda images: None
     work = _Work({done: rewrite for done, rewrite in REWRITES.items() if merge or rewrite is not rewrites.merge_siblings})
-    unchecked = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)  # to a check of shapes, an image that is traced is no tensor
-    try:
-        inner = _fuse(inner, "", work)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", unchecked)
+    inner = _traced(model, work)
     notes = [f"{done}: {work.counts[done]}" for done in work.rewrites if work.counts[done]]
     if work.opaque:
         notes.append(f"torch.fx cannot trace {', '.join(work.opaque)}: folded child by child")
     return inner, notes
+
+
+def scriptable(model: nn.Module) -> nn.Module:
+    """Return a copy of a network in evaluation that `torch.jit.script` can read: layers one after the other, without shapes in signatures.
+
+    Args:
+        model: any network that torch.fx can trace; it is not changed.
+
+    >>> torch.jit.script(scriptable(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))).code.count("relu")
+    1
+    """
+    return _traced(model, _Work({}))
+
+
+def _traced(model: nn.Module, work: "_Work") -> nn.Module:
+    inner = inference_copy(model)
+    for part in inner.modules():
+        if isinstance(part, Network):  # a size is checked by value, which a traced image has not
+            part.__dict__["check_size"] = lambda images: None
+    unchecked = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)  # to a check of shapes, an image that is traced is no tensor
+    try:
+        return _fuse(inner, "", work)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", unchecked)
 
 
 def fuse_checked(

@@ -26,7 +26,7 @@ NO_DENSE_B = 'IBN-Net: variant "b" stands after the sum of a residual block, and
 CONTAINERS = ("layer{}", "stages.{}", "blocks.{}", "s{}", "trunk_output.block{}")  # how networks name their stages
 
 
-def check_positions(x: Float[Tensor, "batch channels height width"], name: str) -> None:
+def check_positions(x: Tensor, name: str) -> None:
     """Refuse maps of one position, whose deviation is zero: instance norm would answer with its bias, whatever the image.
 
     Args:
@@ -43,7 +43,7 @@ def check_positions(x: Float[Tensor, "batch channels height width"], name: str) 
         )
 
 
-torch.fx.wrap("check_positions")  # looks at a shape, which the tracer of the inference form does not have
+torch.fx.wrap("check_positions")  # it looks at a shape: one call to torch.fx, and so written for TorchScript too
 
 
 class InstanceNorm(nn.InstanceNorm2d):

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from retinue.errors import ArgumentError, ShapeError
 
-LEAST_POOLED = 4  # px: the shorter side of a map that is still averaged before the attention
-
 
 class HighMixer(nn.Module):
     """The path of high frequencies: half of its channels are convolved, half max-pooled; each half leaves `dim` channels (equations 3, 4).
@@ -57,29 +55,41 @@ class LowMixer(nn.Module):
         Raises:
             ShapeError: if there is nothing to average, or (where `official`) a cell is cut off.
         """
-        batch, channels, *sides = x.shape
-        pool = self._pool(sides)
-        if pool > 1:
-            x = F.avg_pool2d(x, pool, pool, ceil_mode=True, count_include_pad=False)
-        height, width = x.shape[2:]
-        qkv = self.qkv(x.flatten(2).transpose(1, 2)).view(batch, height * width, 3, self.heads, channels // self.heads)
+        cells = averaged(x, self.pool, self.official)
+        batch, channels, height, width = cells.shape
+        qkv = self.qkv(cells.flatten(2).transpose(1, 2)).view(batch, height * width, 3, self.heads, channels // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(query, key, value)
-        x = x.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        return F.interpolate(x, size=sides, mode="nearest") if pool > 1 else x
+        found = F.scaled_dot_product_attention(query, key, value)
+        return repeated(found.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2), x)
 
-    def _pool(self, sides: Sequence[int]) -> int:
-        if self.pool > 1 and min(sides) < 2:
-            raise ShapeError(
-                f"LowMixer: a map of {sides[0]}x{sides[1]} px has nothing to average over cells of side pool={self.pool}. "
-                "Take larger images, or pool=1."
-            )
-        if self.official and any(side % self.pool for side in sides):
-            raise ShapeError(
-                f"LowMixer: pool={self.pool} does not divide a map of {sides[0]}x{sides[1]} px, which the official code cannot take. "
-                "Take images whose sides are multiples of 16, or official=False."
-            )
-        return self.pool if min(sides) >= LEAST_POOLED or self.official else 1
+
+def averaged(x: Tensor, pool: int, official: bool) -> Tensor:
+    """Average cells of `pool` x `pool` pixels.
+
+    Raises:
+        ShapeError: if there is nothing to average, or (where `official`) a cell is cut off.
+    """
+    height, width = x.shape[2], x.shape[3]
+    if pool > 1 and min(height, width) < 2:
+        raise ShapeError(
+            f"LowMixer: a map of {height}x{width} px has nothing to average over cells of side pool={pool}. Take larger images, or pool=1."
+        )
+    if official and height % pool + width % pool > 0:
+        raise ShapeError(
+            f"LowMixer: pool={pool} does not divide a map of {height}x{width} px, which the official code cannot take. "
+            "Take images whose sides are multiples of 16, or official=False."
+        )
+    if pool == 1 or (min(height, width) < 4 and not official):  # px; maps below would leave one cell to attend to
+        return x
+    return F.avg_pool2d(x, pool, pool, ceil_mode=True, count_include_pad=False)
+
+
+def repeated(cells: Tensor, like: Tensor) -> Tensor:
+    """Repeat what was found for each cell over its pixels."""
+    height, width = like.shape[2], like.shape[3]
+    if cells.shape[2] == height and cells.shape[3] == width:
+        return cells
+    return F.interpolate(cells, size=(height, width), mode="nearest")
 
 
 class InceptionMixer(nn.Module):
@@ -193,15 +203,19 @@ class Stage(nn.Module):
 
     def place(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch height width channels"]:
         """Put the channels last and add the positions."""
-        return x.permute(0, 2, 3, 1).contiguous() + resized(self.pos_embed, x.shape[2:])
+        return x.permute(0, 2, 3, 1).contiguous() + resized(self.pos_embed, x.shape[2], x.shape[3])
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch wider newheight newwidth"]:
         """Compute the stage; channels come and go in the second place."""
         return self.blocks(self.place(self.downsample(x))).permute(0, 3, 1, 2)
 
 
-def resized(table: Float[Tensor, "1 height width channels"], sides: Sequence[int]) -> Float[Tensor, "1 newheight newwidth channels"]:
-    """Interpolate a table of positions bilinearly to other sides; one of these sides is returned as it is."""
-    if tuple(table.shape[1:3]) == tuple(sides):
+def resized(table: Tensor, height: int, width: int) -> Tensor:
+    """Interpolate a table of positions, of shape (1, height, width, channels), bilinearly; as it is where the sides are its own."""
+    if table.shape[1] == height and table.shape[2] == width:
         return table
-    return F.interpolate(table.permute(0, 3, 1, 2), size=tuple(sides), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    return F.interpolate(table.permute(0, 3, 1, 2), size=(height, width), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+
+
+for _name in ("averaged", "repeated", "resized"):  # they look at shapes: a call each to torch.fx, and so written for TorchScript too
+    torch.fx.wrap(_name)

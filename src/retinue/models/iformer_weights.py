@@ -69,4 +69,4 @@ def _ours(name: str) -> str:
 
 
 def _cut(name: str, given: Tensor, shape: Sequence[int]) -> Tensor:
-    return resized(given, shape[1:3]) if name.endswith("pos_embed") and given.ndim == len(shape) == 4 else given
+    return resized(given, shape[1], shape[2]) if name.endswith("pos_embed") and given.ndim == len(shape) == 4 else given

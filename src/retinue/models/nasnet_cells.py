@@ -242,14 +242,7 @@ class Pool(nn.Module):
 
     def forward(self, x: Maps) -> Shrunk:
         """Compute the operation."""
-        # on an even side TensorFlow pads one pixel more at the end: the window that hangs over there is what `ceil_mode` adds
-        height, width = ((self.kernel - self.stride + (self.stride - 1) * (side % 2)) // 2 for side in x.shape[2:])
-        if self.average:
-            x = F.avg_pool2d(
-                x, self.kernel, self.stride, (height, width), ceil_mode=True, count_include_pad=False, divisor_override=self.divisor
-            )
-        else:
-            x = F.max_pool2d(x, self.kernel, self.stride, (height, width), ceil_mode=True)
+        x = tensorflow_pool(x, self.kernel, self.stride, self.average, self.divisor)
         return x if self.project is None else self.project(x)
 
     def extra_repr(self) -> str:
@@ -282,9 +275,25 @@ class FactorizedReduction(nn.Module):
 
     def forward(self, x: Maps) -> Shrunk:
         """Compute the halved map."""
-        height, width = x.shape[2:]
-        shifted = F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x  # beyond the last pixel is zero
-        return self.norm(torch.cat([self.conv1(x[:, :, ::2, ::2]), self.conv2(shifted[:, :, 1::2, 1::2])], 1))
+        return self.norm(torch.cat([self.conv1(x[:, :, ::2, ::2]), self.conv2(even(x)[:, :, 1::2, 1::2])], 1))
+
+
+def tensorflow_pool(x: Tensor, kernel: int, stride: int, average: bool, divisor: int | None) -> Tensor:
+    """Pool with TensorFlow's padding: on an even side one pixel more at the end, where the window that `ceil_mode` adds hangs over."""
+    padding = [(kernel - stride + (stride - 1) * (side % 2)) // 2 for side in x.shape[2:]]
+    if average:
+        return F.avg_pool2d(x, kernel, stride, padding, True, False, divisor)
+    return F.max_pool2d(x, kernel, stride, padding, ceil_mode=True)
+
+
+def even(x: Tensor) -> Tensor:
+    """Put zeros beyond the last row and column of a map with odd sides."""
+    height, width = x.shape[2] % 2, x.shape[3] % 2
+    return F.pad(x, (0, width, 0, height)) if height + width > 0 else x
+
+
+for _name in ("tensorflow_pool", "even"):  # they look at shapes: a call each to torch.fx, and so is written for TorchScript too
+    torch.fx.wrap(_name)
 
 
 def operation(name: str, in_chs: int, out_chs: int, stride: int, norm: Norm) -> tuple[nn.Module, bool]:

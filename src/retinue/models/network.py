@@ -123,6 +123,18 @@ class Network(nn.Module):
         """Compute the logits."""
         return self.forward_head(self.forward_features(x))
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give `torch.jit.script` what it reads in place of this class: the layers of evaluation, one after the other.
+
+        Raises:
+            ArgumentError: in training, whose dropped paths and side classifiers a script would not have.
+        """
+        if self.training:
+            raise ArgumentError("torch.jit.script: a network of ours is scripted for evaluation. Call .eval() first; train the original.")
+        from retinue.models.fusion import scriptable  # which knows of this class
+
+        return scriptable(self)
+
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         """Run one stage, block by block under `checkpoint` where that is switched on."""
         if not self.grad_checkpointing:
