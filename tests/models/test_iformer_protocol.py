@@ -1,6 +1,5 @@
 """iFormer behind timm's protocol, with weights in the official layout, under compilers and exporters, and its recipes."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +9,10 @@ import torch.nn.functional as F
 from support import images, reductions
 from torch import Tensor, nn
 
-import retinue
 from retinue.cli import recipes
 from retinue.engine.optim import Schedule
 from retinue.errors import CheckpointError
-from retinue.models import config, create_model
+from retinue.models import create_model
 from retinue.models.iformer_weights import from_official, to_official
 
 TINY: dict[str, Any] = {"depths": [1, 2, 1, 1], "embed_dims": [12, 16, 20, 24], "num_heads": [3, 4, 5, 6], "low_heads": [1, 2, 2, 4, 5]}
@@ -207,66 +205,6 @@ def test_timm_builds_it_by_name_and_takes_its_pyramid() -> None:
     assert not any("head" in key or "tail" in key for key in pyramid.state_dict())
 
 
-@torch.no_grad()
-def test_a_pyramid_cut_off_early_holds_no_later_layer() -> None:
-    pyramid: Any = small(features_only=True, out_indices=[1, 2]).eval()
-    whole = small().eval()
-    whole.load_state_dict(pyramid.model.state_dict(), strict=False)
-    assert len(pyramid.model.stages) == 3
-    x = images(1, 3, 64, 64)
-    for ours, again in zip(pyramid(x), whole.forward_intermediates(x, indices=[1, 2], intermediates_only=True), strict=True):
-        assert torch.equal(ours, again)
-
-
-@torch.no_grad()
-def test_the_parts_of_the_protocol_agree() -> None:
-    model, x = small().eval(), images(2, 3, 64, 64)
-    features = model.forward_features(x)
-    assert features.shape == (2, model.num_features, 4, 4)
-    assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
-    assert torch.equal(model.forward_head(features), model(x))
-    last, maps = model.forward_intermediates(x)
-    assert torch.equal(last, features)
-    assert torch.equal(model.tail(maps[-1]), features)
-    assert model.get_classifier() is model.head.fc
-    assert retinue.models.pooled_features(model, x).shape == (2, retinue.models.feature_size(model))
-    model.reset_classifier(0)
-    assert torch.equal(model(x), model.forward_head(features, pre_logits=True))
-    model.reset_classifier(3, "max")
-    assert model(x).shape == (2, 3)
-
-
-def test_its_arguments_build_it_again() -> None:
-    model = small(in_chans=1, ramp="down", drop_rate=0.1)
-    model.reset_classifier(3)
-    made = config(model)
-    assert made is not None
-    again = create_model(made["name"], **made["arguments"])
-    again.load_state_dict(model.state_dict())
-    x = images(2, 1, 64, 64)
-    assert torch.equal(model.eval()(x), again.eval()(x))
-
-
-def test_checkpointing_of_activations_changes_nothing_but_memory() -> None:
-    model = small(drop_path_rate=0.3).train()
-    start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    runs: list[int] = []
-    for stage in model.stages:
-        for block in stage.blocks:
-            block.attn.register_forward_hook(lambda *_: runs.append(1))
-    results = []
-    for enable in (False, True):
-        model.load_state_dict(start)
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        torch.manual_seed(3)
-        model(images(4, 3, 64, 64)).square().sum().backward()
-        results.append(([p.grad.clone() for p in model.parameters()], [b.clone() for b in model.buffers()]))
-    for plain, recomputed in zip(results[0][0] + results[0][1], results[1][0] + results[1][1], strict=True):
-        assert torch.equal(plain, recomputed)
-    assert len(runs) == 5 + 10  # every block ran once more
-
-
 def test_parameters_are_sorted_by_depth() -> None:
     from timm.models._manipulate import group_with_matcher
 
@@ -278,60 +216,6 @@ def test_parameters_are_sorted_by_depth() -> None:
     assert depths == sorted(set(depths))
     assert groups["stages.1.pos_embed"] == groups["stages.1.downsample.0.weight"] == groups["stages.1.blocks.0.norm1.bias"]
     assert len(group_with_matcher(model.named_parameters(), model.group_matcher(coarse=True))) == 6
-
-
-def test_it_exports_with_any_batch(unchecked: None) -> None:
-    model = small(depths=[1, 1, 1, 1], low_heads=[1, 2, 4, 5]).eval()
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (images(2, 3, 64, 64),), dynamic_shapes=({0: batch},), strict=False)
-    x = images(5, 3, 64, 64)
-    torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-6)
-
-
-def test_it_compiles_without_a_break_in_training_and_evaluation(unchecked: None) -> None:
-    model = small(depths=[1, 1, 1], embed_dims=[12, 16, 20], num_heads=[3, 4, 5], low_heads=[1, 2, 4], drop_path_rate=0.2)
-    compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
-    x = images(4, 3, 64, 64)
-    torch.manual_seed(1)
-    expected = model(x)
-    torch.manual_seed(1)
-    torch.testing.assert_close(compiled(x), expected, rtol=0, atol=1e-6)
-    model.eval()
-    torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-6)
-
-
-def test_it_can_be_traced(unchecked: None) -> None:
-    model = small().eval()
-    traced = torch.jit.trace(model, images(2, 3, 64, 64))
-    x = images(3, 3, 64, 64, seed=1)
-    torch.testing.assert_close(traced(x), model(x), rtol=0, atol=1e-6)
-
-
-def test_onnxruntime_computes_the_same(tmp_path: Path, unchecked: None) -> None:
-    import onnxruntime
-
-    plan: dict[str, Any] = {"depths": [1, 1], "embed_dims": [12, 16], "num_heads": [3, 4], "low_heads": [1, 2]}
-    model: nn.Module = randomised(
-        small(input_size=28, layer_scale=[None, 0.5], pools=[2, 2], **plan)
-    )  # a map of 7 px, whose last cells are cut off
-    path = tmp_path / "model.onnx"
-    torch.onnx.export(model, (images(2, 3, 28, 28),), path, dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False)
-    session = onnxruntime.InferenceSession(path)
-    x = images(3, 3, 28, 28, seed=1)
-    (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(result), model(x).detach(), rtol=0, atol=1e-5)  # sums in another order
-
-
-def test_it_trains_in_mixed_precision() -> None:
-    model, x = small(drop_path_rate=0.2), images(4, 3, 64, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        model(x).float().square().sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("scale", recipes.SCALES)
-def test_every_setting_of_the_recipes_fits_what_it_names(scale: str) -> None:
-    assert recipes.bind(recipes.load("iformer", scale)).target.__name__ == "Supervised"
 
 
 def test_the_paper_recipe_has_the_papers_numbers() -> None:

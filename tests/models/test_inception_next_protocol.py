@@ -1,6 +1,5 @@
 """InceptionNeXt behind timm's protocol, with timm's weights, under compilers and exporters, and its recipes."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +9,9 @@ import torch
 from support import images, reductions
 from torch import Tensor, nn
 
-import retinue
 from retinue.cli import recipes
 from retinue.errors import ArgumentError, CheckpointError
-from retinue.models import config, create_model
+from retinue.models import create_model
 from retinue.models.inception_next_weights import from_timm
 
 TINY: dict[str, Any] = {"num_classes": 5, "depths": [1, 2, 1], "dims": [8, 16, 24], "ls_init_value": 0.5}
@@ -164,32 +162,6 @@ def test_timm_takes_its_pyramid() -> None:
 
 
 @torch.no_grad()
-def test_a_pyramid_cut_off_early_holds_no_later_layer() -> None:
-    pyramid: Any = small(features_only=True, out_indices=[0, 1]).eval()
-    whole = small().eval()
-    assert len(pyramid.model.stages) == 2
-    whole.load_state_dict(pyramid.model.state_dict(), strict=False)
-    x = images(1, 3, 32, 32)
-    for ours, again in zip(pyramid(x), whole.forward_intermediates(x, indices=[0, 1], intermediates_only=True), strict=True):
-        assert torch.equal(ours, again)
-    assert pyramid.model.num_features == 16
-
-
-@torch.no_grad()
-def test_the_parts_of_the_protocol_agree() -> None:
-    model, x = small().eval(), images(2, 3, 32, 32)
-    features = model.forward_features(x)
-    assert features.shape == (2, model.num_features, 4, 4)
-    assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size) == (2, 72)
-    assert torch.equal(model.forward_head(features), model(x))
-    last, maps = model.forward_intermediates(x)
-    assert torch.equal(last, features)
-    assert torch.equal(maps[-1], features)
-    assert model.get_classifier() is model.head.fc2
-    assert retinue.models.pooled_features(model, x).shape == (2, retinue.models.feature_size(model))
-
-
-@torch.no_grad()
 def test_the_classifier_can_be_reset_in_every_way() -> None:
     model, x = small().eval(), images(2, 3, 32, 32)
     features = model.forward_features(x)
@@ -218,37 +190,6 @@ def test_the_classifier_can_be_reset_in_every_way() -> None:
         model.reset_classifier(3, "")
 
 
-def test_its_arguments_build_it_again() -> None:
-    model = small(in_chans=1, token_mixer="dw3", drop_rate=0.1)
-    model.reset_classifier(3)
-    made = config(model)
-    assert made is not None
-    again = create_model(made["name"], **made["arguments"])
-    again.load_state_dict(model.state_dict())
-    x = images(2, 1, 32, 32)
-    assert torch.equal(model.eval()(x), again.eval()(x))
-
-
-def test_checkpointing_of_activations_changes_nothing_but_memory() -> None:
-    model = small(drop_path_rate=0.3).train()
-    start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    runs: list[int] = []
-    for stage in model.stages:
-        for block in stage.blocks:
-            block.token_mixer.register_forward_hook(lambda *_: runs.append(1))
-    results = []
-    for enable in (False, True):
-        model.load_state_dict(start)
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        torch.manual_seed(3)
-        model(images(4, 3, 32, 32)).square().sum().backward()
-        results.append(([p.grad.clone() for p in model.parameters()], [b.clone() for b in model.buffers()]))
-    for plain, recomputed in zip(results[0][0] + results[0][1], results[1][0] + results[1][1], strict=True):
-        assert torch.equal(plain, recomputed)
-    assert len(runs) == 4 + 8  # every block ran once more
-
-
 def test_parameters_are_sorted_by_depth() -> None:
     from timm.models._manipulate import group_with_matcher
 
@@ -259,57 +200,6 @@ def test_parameters_are_sorted_by_depth() -> None:
         groups["stages.0.blocks.0.gamma"] < groups["stages.1.blocks.0.gamma"] < groups["stages.1.blocks.1.gamma"] < groups["head.fc2.bias"]
     )
     assert len(group_with_matcher(model.named_parameters(), model.group_matcher(coarse=True))) == 5
-
-
-def test_it_exports_with_any_batch(unchecked: None) -> None:
-    model = small().eval()
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (images(2, 3, 32, 32),), dynamic_shapes=({0: batch},), strict=False)
-    x = images(5, 3, 32, 32)
-    torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-6)
-
-
-def test_it_compiles_without_a_break_in_training_and_evaluation(unchecked: None) -> None:
-    model = small(depths=[1, 1, 1], drop_path_rate=0.2)
-    compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
-    x = images(4, 3, 32, 32)
-    torch.manual_seed(1)
-    expected = model(x)
-    torch.manual_seed(1)
-    torch.testing.assert_close(compiled(x), expected, rtol=0, atol=1e-6)
-    model.eval()
-    torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-6)
-
-
-def test_it_can_be_traced(unchecked: None) -> None:
-    model = small().eval()
-    traced = torch.jit.trace(model, images(2, 3, 32, 32))
-    x = images(3, 3, 32, 32, seed=1)
-    torch.testing.assert_close(traced(x), model(x), rtol=0, atol=1e-6)
-
-
-def test_onnxruntime_computes_the_same(tmp_path: Path, unchecked: None) -> None:
-    import onnxruntime
-
-    model: nn.Module = randomised(small())
-    path = tmp_path / "model.onnx"
-    torch.onnx.export(model, (images(2, 3, 32, 32),), path, dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False)
-    session = onnxruntime.InferenceSession(path)
-    x = images(3, 3, 32, 32, seed=1)
-    (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(result), model(x).detach(), rtol=0, atol=1e-5)  # sums in another order
-
-
-def test_it_trains_in_mixed_precision() -> None:
-    model, x = small(drop_path_rate=0.2), images(4, 3, 32, 32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        model(x).float().square().sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("scale", recipes.SCALES)
-def test_every_setting_of_the_recipes_fits_what_it_names(scale: str) -> None:
-    assert recipes.bind(recipes.load("inception-next", scale)).target.__name__ == "Supervised"
 
 
 def test_the_paper_recipe_has_the_papers_numbers() -> None:

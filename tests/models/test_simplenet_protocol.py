@@ -3,7 +3,6 @@
 import itertools
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,35 +164,6 @@ def test_a_pyramid_has_the_stated_strides_and_channels() -> None:
     assert not any("head" in key for key in pyramid.state_dict())
 
 
-@pytest.mark.parametrize("indices", [[0], [0, 2]])
-@torch.no_grad()
-def test_a_pyramid_cut_off_early_holds_no_later_layer(indices: list[int]) -> None:
-    layers = "8 p 6 p 12 p 10"
-    pyramid: Any = small(layers=layers, features_only=True, out_indices=indices).eval()
-    whole = small(layers=layers).eval()
-    assert len(pyramid.model.stages) == indices[-1]
-    assert pyramid.model.num_features == whole.feature_info[indices[-1]]["num_chs"]
-    whole.load_state_dict(pyramid.model.state_dict(), strict=False)
-    x = images(1, 3, 16, 16)
-    for ours, again in zip(pyramid(x), whole.forward_intermediates(x, indices=indices, intermediates_only=True), strict=True):
-        assert torch.equal(ours, again)
-
-
-@torch.no_grad()
-def test_the_parts_of_the_protocol_agree() -> None:
-    model, x = small().eval(), images(2, 3, 16, 16)
-    features = model.forward_features(x)
-    assert features.shape == (2, model.num_features, 4, 4) == (2, 10, 4, 4)
-    pooled = model.forward_head(features, pre_logits=True)
-    assert torch.equal(pooled, features.amax((2, 3)))
-    assert torch.equal(model.forward_head(features), model(x))
-    last, maps = model.forward_intermediates(x)
-    assert torch.equal(last, features)
-    assert torch.equal(maps[-1], features)
-    assert model.get_classifier() is model.head.fc
-    assert retinue.models.pooled_features(model, x).shape == (2, retinue.models.feature_size(model))
-
-
 @torch.no_grad()
 def test_the_classifier_can_be_reset_in_every_way() -> None:
     model, x = small().eval(), images(2, 3, 16, 16)
@@ -220,26 +190,6 @@ def test_its_arguments_build_it_again_from_json() -> None:
     assert torch.equal(model.eval()(x), again.eval()(x))
 
 
-def test_checkpointing_of_activations_changes_nothing_but_memory() -> None:
-    model = small(drop_rates=0.3).train()
-    start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    runs: list[int] = []
-    for module in model.stages.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda *_: runs.append(1))
-    results = []
-    for enable in (False, True):
-        model.load_state_dict(start)
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        torch.manual_seed(3)
-        model(images(4, 3, 16, 16)).square().sum().backward()
-        results.append(([p.grad.clone() for p in model.parameters()], [b.clone() for b in model.buffers()]))
-    for plain, recomputed in zip(results[0][0] + results[0][1], results[1][0] + results[1][1], strict=True):
-        assert torch.equal(plain, recomputed)
-    assert len(runs) == 5 + 10  # every convolution behind the stem ran once more
-
-
 def test_parameters_are_sorted_by_depth() -> None:
     from timm.models._manipulate import group_with_matcher
 
@@ -250,58 +200,12 @@ def test_parameters_are_sorted_by_depth() -> None:
     assert depths == sorted(set(depths))
 
 
-def test_it_exports_with_any_batch(unchecked: None) -> None:
-    model = small().eval()
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (images(2, 3, 16, 16),), dynamic_shapes=({0: batch},), strict=False)
-    x = images(5, 3, 16, 16)
-    torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-6)
-
-
-def test_it_compiles_without_a_break_in_training_and_evaluation(unchecked: None) -> None:
-    model = small(drop_rates=0.2)
-    compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
-    x = images(4, 3, 16, 16)
-    torch.manual_seed(1)
-    expected = model(x)
-    torch.manual_seed(1)
-    torch.testing.assert_close(compiled(x), expected, rtol=0, atol=1e-6)
-    model.eval()
-    torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-6)
-
-
-def test_it_can_be_traced(unchecked: None) -> None:
-    model = small().eval()
-    traced = torch.jit.trace(model, images(2, 3, 16, 16))
-    x = images(3, 3, 16, 16, seed=1)
-    torch.testing.assert_close(traced(x), model(x), rtol=0, atol=1e-6)
-
-
-def test_onnxruntime_computes_the_same(tmp_path: Path, unchecked: None) -> None:
-    import onnxruntime
-
-    model = small().eval()
-    path = tmp_path / "model.onnx"
-    torch.onnx.export(model, (images(2, 3, 16, 16),), path, dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False)
-    session = onnxruntime.InferenceSession(path)
-    x = images(3, 3, 16, 16, seed=1)
-    (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(result), model(x).detach(), rtol=0, atol=1e-5)  # sums in another order
-
-
 def test_its_inference_form_folds_every_norm(unchecked: None) -> None:
     model = small(drop_rates=0.2).eval()
     fast = retinue.optimize(model, input_size=16)
     assert fast.notes == ["batch norms folded into the layers before them: 6"]
     x = images(2, 3, 16, 16)
     torch.testing.assert_close(fast(x), model(x), rtol=0, atol=1e-5)
-
-
-def test_it_trains_in_mixed_precision() -> None:
-    model, x = small(drop_rates=0.2), images(4, 3, 16, 16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        model(x).float().square().sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("scale", recipes.SCALES)
