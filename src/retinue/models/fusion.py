@@ -12,7 +12,6 @@ from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
 from retinue.models import rewrites
-from retinue.models.network import Network
 from retinue.models.probe import check_equal, inference_copy, outputs
 
 Rewrites = Mapping[str, Callable[[fx.GraphModule], int]]
@@ -61,7 +60,7 @@ def scriptable(model: nn.Module) -> nn.Module:
 def _traced(model: nn.Module, work: "_Work") -> nn.Module:
     inner = inference_copy(model)
     for part in inner.modules():
-        if isinstance(part, Network):  # a size is checked by value, which a traced image has not
+        if hasattr(part, "check_size"):  # a size is checked by value, which a traced image has not
             part.__dict__["check_size"] = lambda images: None
     unchecked = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)  # to a check of shapes, an image that is traced is no tensor

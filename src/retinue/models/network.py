@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retinue.errors import ArgumentError, ShapeError
+from retinue.models.fusion import scriptable
 
 
 class Network(nn.Module):
@@ -131,8 +132,6 @@ class Network(nn.Module):
         """
         if self.training:
             raise ArgumentError("torch.jit.script: a network of ours is scripted for evaluation. Call .eval() first; train the original.")
-        from retinue.models.fusion import scriptable  # which knows of this class
-
         return scriptable(self)
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
