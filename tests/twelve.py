@@ -56,3 +56,43 @@ def network(name: str, seed: int = 0) -> nn.Module:
     """Build one of them, with weights of a seed."""
     torch.manual_seed(seed)
     return NETWORKS[name]()
+
+
+_HIERARCHY = "so it cannot be cut between blocks. Take a timm ViT or DeiT, a CAE encoder or an MLP-Mixer"
+_TOKENS = "works on tokens, and layers are removed and shrunk in convolutional networks only"
+_NONE = "has no two successive residual blocks of the same shape"
+_EVERY = dict.fromkeys(NETWORKS, "")
+# which of them each system takes (""), and what it says of the others; docs/sizes.md prints it, the tests of each system try it
+FITS: dict[str, dict[str, str]] = {
+    "hypernetworks": _EVERY,
+    "lottery-ticket": _EVERY,
+    "n2n": {
+        **_EVERY,
+        "vit": f"pos_drop (Dropout) {_TOKENS}",
+        "swin": f"layers.0.blocks.0.attn.qkv (Linear) {_TOKENS}",
+        "mixer": f"blocks.0.norm1 (LayerNorm) {_TOKENS}",
+    },
+    "mixture-growth": {
+        **_EVERY,
+        "regnet": "the 3 groups of `s3.b1.conv2.conv` cannot be divided into 2 equal parts",
+        "densenet": "the 7 outputs of `features.transition2.conv` cannot be divided into 2 equal parts",
+        "vit": "what enters `blocks.0.norm1` (LayerNorm) mixes channels of several parts, or tokens",
+        "swin": "what enters `layers.0.blocks.0.attn.proj` (Linear) mixes channels",
+        "mixer": "what enters `blocks.0.mlp_tokens.fc1` (Linear) mixes channels",
+    },
+    "learngene-pool": {
+        "ours": f"(Network) has no `blocks` and no `norm`, {_HIERARCHY}",
+        "resnet": f"(ResNet) has no `blocks` and no `norm`, {_HIERARCHY}",
+        "regnet": f"(RegNet) has no `blocks` and no `norm`, {_HIERARCHY}",
+        "mobilenetv3": f"(MobileNetV3) has no `norm`, {_HIERARCHY}",
+        "efficientnet": f"(EfficientNet) has no `norm`, {_HIERARCHY}",
+        "convnext": f"(ConvNeXt) has no `blocks` and no `norm`, {_HIERARCHY}",
+        "vgg": f"(VGG) has no `blocks` and no `norm`, {_HIERARCHY}",
+        "densenet": f"(DenseNet) has no `blocks` and no `norm`, {_HIERARCHY}",
+        "vit": "",
+        "swin": f"(SwinTransformer) has no `blocks`, {_HIERARCHY}",
+        "mixer": "",
+        "bare": "(Bare) has no `blocks` and no `forward_features` and no `forward_head` and no `reset_classifier`, so it cannot be cut",
+    },
+    "sws": {**dict.fromkeys(NETWORKS, _NONE), "mobilenetv3": "", "convnext": "", "vit": "", "mixer": ""},
+}
