@@ -11,6 +11,7 @@ import retinue.engine.lars  # noqa: F401
 from retinue.errors import ArgumentError, unknown
 
 SCHEDULES = ("constant", "cosine", "multistep", "onecycle", "plateau", "poly", "step", "tanh")
+EXEMPT = "exempt_from_decay"  # an attribute of a parameter
 PLATEAU = {"decay_rate": "factor", "patience_epochs": "patience", "cooldown_epochs": "cooldown"}  # timm's words for torch's arguments
 REMEMBERED = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # of ReduceLROnPlateau
 
@@ -31,7 +32,7 @@ def make_optimizer(
         parameters: what it moves.
         lr: peak learning rate.
         weight_decay: for weights alone: parameters with fewer than two dimensions (biases, norms' scales) are not decayed
-            unless `filter_bias_and_bn=False` is given.
+            unless `filter_bias_and_bn=False` is given, nor are those that `exempt_from_decay` marked.
         momentum: for those which have one.
         arguments: what else the optimiser takes (`betas`, `eps`, ...).
 
@@ -45,8 +46,9 @@ def make_optimizer(
         if argument in arguments and not taken:
             raise ArgumentError(f'fit: the optimizer "{name}" does not take `{argument}`. Leave it out, or take another optimizer.')
     filtered = arguments.pop("filter_bias_and_bn", True)
-    weights = [parameter for parameter in parameters if parameter.ndim > 1 or not filtered]
-    others = [parameter for parameter in parameters if parameter.ndim <= 1 and filtered]
+    decayed = [(parameter.ndim > 1 or not filtered) and not getattr(parameter, EXEMPT, False) for parameter in parameters]
+    weights = [parameter for parameter, yes in zip(parameters, decayed) if yes]
+    others = [parameter for parameter, yes in zip(parameters, decayed) if not yes]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
     try:
         return timm.optim.create_optimizer_v2(
@@ -61,6 +63,20 @@ def make_optimizer(
         raise ArgumentError(f'fit: the optimizer "{name}" does not take {sorted(arguments)}: {error}.') from error
     except ValueError as error:  # a negative learning rate, betas above 1, ...
         raise ArgumentError(f'fit: the optimizer "{name}" refuses its settings: {error}.') from error
+
+
+def exempt_from_decay(model: nn.Module) -> nn.Module:
+    """Mark the parameters that a network names in timm's `no_weight_decay()`, such as position embeddings, and return the network.
+
+    Args:
+        model: any network; one without that method has nothing to mark.
+    """
+    ask: Any = getattr(model, "no_weight_decay", None) or getattr(getattr(model, "module", None), "no_weight_decay", None)
+    wanted = set(ask()) if callable(ask) else set()
+    for name, parameter in model.named_parameters():
+        if any(name == end or name.endswith("." + end) for end in wanted):
+            setattr(parameter, EXEMPT, True)
+    return model
 
 
 class Schedule:
