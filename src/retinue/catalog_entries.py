@@ -247,25 +247,34 @@ SYSTEMS: tuple[System, ...] = (
     ),
     System(
         slug="n2n", room="compress", module="compress/n2n.py", year=2017, arxiv="1709.06030",
-        authors="Anubhav Ashok et al.", parts=("retinue.compress.N2N",),
+        authors="Anubhav Ashok et al.", parts=("retinue.compress.N2N", "retinue.compress.n2n_search"),
         title="N2N Learning: Network to Network Compression via Policy Gradient Reinforcement Learning",
         use="My trained network is too big: learn which layers to remove and how far to shrink the rest.",
     ),
     System(
-        slug="mixture-growth", room="grow", module="grow/mixture_growth.py", year=2023, arxiv="2311.04251",
-        authors="Chau Pham et al.", parts=("retinue.grow.MixtureGrowth",),
+        slug="mixture-growth", room="grow", module="grow/mixture_growth.py", year=2023, arxiv="2311.04251", state="ready",
+        authors="Chau Pham et al.", parts=(
+            "retinue.grow.MixtureGrowth", "retinue.grow.MixtureGrowthNet", "retinue.grow.convert", "retinue.grow.grow",
+            "retinue.grow.materialise", "retinue.grow.GrowthPlan", "retinue.grow.train_mixture_growth",
+        ),
         title="MixtureGrowth: Growing Neural Networks by Recombining Learned Parameters",
         use="I have a trained narrow network and want the full-width one without starting again.",
     ),
     System(
-        slug="learngene-pool", room="grow", module="grow/learngene_pool.py", year=2023, arxiv="2312.05743",
-        authors="Boyu Shi et al.", parts=("retinue.grow.LearngenePool",),
+        slug="learngene-pool", room="grow", module="grow/learngene_pool.py", year=2023, arxiv="2312.05743", state="ready",
+        authors="Boyu Shi et al.", parts=(
+            "retinue.grow.LearngenePool", "retinue.grow.LearngeneDistillation", "retinue.grow.PoolTraining",
+            "retinue.grow.train_learngene_pool",
+        ),
         title="Building Variable-sized Models via Learngene Pool",
         use="I need vision transformers of many sizes: stitch them from a pool of distilled blocks of one big model.",
     ),
     System(
-        slug="sws", room="grow", module="grow/sws.py", year=2024, arxiv="2404.16897",
-        authors="Shi-Yu Xia et al.", parts=("retinue.grow.StageSharedViT",),
+        slug="sws", room="grow", module="grow/sws.py", year=2024, arxiv="2404.16897", state="ready",
+        authors="Shi-Yu Xia et al.", parts=(
+            "retinue.grow.StageSharedViT", "retinue.grow.SoftDistillation", "retinue.grow.share_stages",
+            "retinue.grow.initialise_descendant", "retinue.grow.train_sws",
+        ),
         title="Exploring Learngene via Stage-wise Weight Sharing for Initializing Variable-sized Models",
         use="I need transformers of several depths: train one compact network and initialise any depth from its layers.",
     ),

@@ -153,3 +153,5 @@ def test_what_is_refused(data: Any) -> None:
         lottery_ticket(mlp(), data, steps=4, controls=["reinitt"])
     with pytest.raises(ArgumentError, match=r"there is no level 9\. Levels go from 0, the whole network, to 2\."):
         lottery_ticket(mlp(), data, steps=4, levels=2, control_levels=[9])
+    with pytest.raises(ArgumentError, match=r"`tolerance` must be 0 or more, got -1\."):
+        lottery_ticket(mlp(), data, steps=4, tolerance=-1)

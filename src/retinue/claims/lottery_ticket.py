@@ -128,4 +128,4 @@ def draw(figures: Figures, folder: Path) -> None:
         axes.legend(fontsize=7)
     line.set(xlabel="from one data order to another", ylabel="test error, %", title=f"sparsest tickets ({remain[-1]:.0f} % remain)")
     line.legend(fontsize=7)
-    picture.savefig(folder / "lottery_ticket.png", dpi=110)
+    picture.savefig(folder / "lottery-ticket.png", dpi=110)

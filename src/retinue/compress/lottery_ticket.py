@@ -223,6 +223,8 @@ def lottery_ticket(
     for name in controls:
         if name not in CONTROLS:
             raise unknown("lottery_ticket", "control", name, CONTROLS)
+    if tolerance < 0:
+        raise ArgumentError(f"lottery_ticket: `tolerance` must be 0 or more, got {tolerance}. It is how much accuracy a ticket may lack.")
     of_controls = sorted(set(range(1, levels + 1) if control_levels is None else control_levels))
     of_stability = sorted({levels} if stability_levels is None else set(stability_levels))
     for number in (*of_controls, *of_stability):

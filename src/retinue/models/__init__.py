@@ -74,8 +74,29 @@ from retinue.models.wide_deep_network import HermiteActivation, WideDeepNetwork,
 
 if TYPE_CHECKING:
     from retinue.models.optimized import optimize as optimize
+from retinue.models.edited_network import edited_network
+from retinue.models.learngene_pool import LearngenePool, learngene_pool, learngene_stitched
+from retinue.models.mixture_growth import MixtureGrowthNet
+from retinue.models.mixture_growth_by_name import mixture_growth, mixture_growth_member
+from retinue.models.mixture_growth_networks import resnet_v1_5, wide_resnet
+from retinue.models.stage_shared_vit import StageSharedViT, stage_shared_vit, sws_descendant
+from retinue.models.stage_sharing_by_name import stage_descendant, stage_shared
 
 __all__ = [
+    "MixtureGrowthNet",
+    "mixture_growth",
+    "mixture_growth_member",
+    "resnet_v1_5",
+    "wide_resnet",
+    "edited_network",
+    "LearngenePool",
+    "learngene_pool",
+    "learngene_stitched",
+    "StageSharedViT",
+    "stage_shared_vit",
+    "sws_descendant",
+    "stage_descendant",
+    "stage_shared",
     "CAEViT",
     "cae_base_patch16_224",
     "cae_large_patch16_224",
