@@ -246,7 +246,7 @@ SYSTEMS: tuple[System, ...] = (
         use="My network is too big: prune it to a sparse one that still trains to full accuracy.",
     ),
     System(
-        slug="n2n", room="compress", module="compress/n2n.py", year=2017, arxiv="1709.06030",
+        slug="n2n", room="compress", module="compress/n2n.py", year=2017, arxiv="1709.06030", state="ready",
         authors="Anubhav Ashok et al.", parts=("retinue.compress.N2N", "retinue.compress.n2n_search"),
         title="N2N Learning: Network to Network Compression via Policy Gradient Reinforcement Learning",
         use="My trained network is too big: learn which layers to remove and how far to shrink the rest.",

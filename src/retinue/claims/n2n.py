@@ -65,13 +65,18 @@ def measure(seed: int, budget: Budget) -> dict[str, Any]:
 
 
 def shown(figures: Figures) -> bool:
-    """Judge by `RULE`."""
+    """Judge by `RULE`: all three parts."""
+    return all(parts(figures).values())
+
+
+def parts(figures: Figures) -> dict[str, bool]:
+    """Judge each part."""
     first, last = figures["removal_first"], figures["removal_last"]
-    return bool(
-        last.mean() - first.mean() > pooled_standard_error(last, first)
-        and figures["compression"].min() >= 4
-        and figures["student"].mean() >= figures["teacher"].mean() - 0.02
-    )
+    return {
+        "the removal policy's reward rises": bool(last.mean() - first.mean() > pooled_standard_error(last, first)),
+        "four times fewer parameters in every seed": bool(figures["compression"].min() >= 4),
+        "at most 2 points less accurate than the teacher": bool(figures["student"].mean() >= figures["teacher"].mean() - 0.02),
+    }
 
 
 def teacher(widths: tuple[int, ...]) -> nn.Module:
