@@ -19,7 +19,7 @@ RECORD = FOLDER / "results.json"
 
 def names() -> list[str]:
     """List the benchmarks: the modules of this folder that have `run`."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(FOLDER)]) if module.name != "__main__")
+    return sorted(module.name for module in pkgutil.iter_modules([str(FOLDER)]) if module.name != "__main__" and not module.ispkg)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

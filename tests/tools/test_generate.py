@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ def test_every_generated_file_is_up_to_date(monkeypatch: pytest.MonkeyPatch, cap
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of its own, with README, docs and nothing else."""
-    (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/index.md"):
-        (tmp_path / name).write_text(f"before\n{generate.START}\nold\n{generate.END}\nafter\n")
+    """A repository of its own, with README, docs, what is measured for them, and nothing else."""
+    for name in ("docs/sizes.json", "tests/twelve.py"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name, tables in {"README.md": ["table"], "docs/index.md": ["table"], "docs/sizes.md": ["sizes", "networks"]}.items():
+        (tmp_path / name).write_text("".join(f"before\n{generate.START.format(t)}\nold\n{generate.END.format(t)}\nafter\n" for t in tables))
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     monkeypatch.setattr(generate.pages, "__defaults__", (tmp_path,))
     return tmp_path
@@ -42,7 +45,7 @@ def test_check_names_what_would_change_and_changes_nothing(
     assert call(monkeypatch, "--check") == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "is out of date, run make generated: README.md"
-    assert len(lines) == 5 + len(systems())
+    assert len(lines) == 6 + len(systems())
     assert "old" in (copy / "README.md").read_text()
     assert not (copy / "CLAIMS.md").exists()
 
@@ -56,8 +59,8 @@ def test_writing_twice_changes_nothing_the_second_time(
     assert call(monkeypatch) == 0
     assert capsys.readouterr().out == ""
     readme = (copy / "README.md").read_text()
-    assert readme.startswith(f"before\n{generate.START}\n| I have | I want |")
-    assert readme.endswith(f"|\n{generate.END}\nafter\n"), "what stands around the table is left alone"
+    assert readme.startswith(f"before\n{generate.START.format('table')}\n| I have | I want |")
+    assert readme.endswith(f"|\n{generate.END.format('table')}\nafter\n"), "what stands around the table is left alone"
     (copy / "docs/systems/rotnet.md").write_text("by hand")
     assert call(monkeypatch, "--check") == 1
 

@@ -28,7 +28,7 @@ def test_no_file_is_long() -> None:
 
 
 def test_the_tools_are_small() -> None:
-    assert [path.name for path in (ROOT / "tools").glob("*.py") if len(path.read_text().splitlines()) > 150] == []
+    assert [path.name for path in (ROOT / "tools").glob("*.py") if len(path.read_text().splitlines()) > 200] == []
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

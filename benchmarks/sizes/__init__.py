@@ -1,0 +1,1 @@
+"""One picture of all systems that make networks of other sizes."""
