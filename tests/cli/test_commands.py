@@ -216,6 +216,8 @@ def test_a_procedure_prints_and_keeps_what_it_found(tmp_path: Path, capsys: pyte
     assert f"stability: 2 (pruning_l2 {kept['stability']['2']['pruning_l2']:.4g}  " in text
     assert f"results: {tmp_path / 'result.json'}" in text
     assert answer(capsys, *words) == text  # read back, not trained again
+    other = refusal(capsys, *words, "procedure.seed", "1")
+    assert f"{tmp_path} holds what was found with other settings (seed: 1). Take another --run_dir" in other
 
 
 def test_claims_and_systems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,9 @@ from torch import nn
 from twelve import NETWORKS, network
 
 import retinue
-from retinue.compress.lottery_ticket import IMP, lottery_ticket
+from retinue.compress.lottery_ticket import IMP, Level, _one_shot, lottery_ticket
 from retinue.compress.masked_training import SpanTraining
-from retinue.compress.masks import full_mask, masked
+from retinue.compress.masks import full_mask, magnitude_mask, masked
 from retinue.compress.sparse_checkpoint import load_sparse
 from retinue.compress.stability import angle_deg, error_barrier, l2_distance
 from retinue.errors import ArgumentError, ShapeError
@@ -116,6 +116,17 @@ def test_the_procedure_leaves_an_ordinary_and_a_small_checkpoint(data: Any, tmp_
         assert retinue.evaluate(again, data.test)["top1"] == found["ticket"][2]
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_one_shot_removes_as_many_at_once(data: Any, tmp_path: Path, scope: Any) -> None:
+    model = mlp()
+    mask = magnitude_mask(model, full_mask(model), 0.3, scope, ["head.weight"])
+    level = Level(1.0, full_mask(model), 0.0, model.state_dict())
+    once = _one_shot(model, level, mask, scope, ["head.weight"])
+    assert all(torch.equal(once[name], kept) for name, kept in mask.items())
+    whole = lottery_ticket(mlp(), data, steps=1, levels=1, controls=["one_shot"], control_levels=[0], points=2, scope=scope)
+    assert whole["one_shot"]["0"] == whole["ticket"][0]  # nothing is removed of the whole network
+
+
 def test_distances_and_angles() -> None:
     w, mask = {"w": torch.tensor([3.0, 4.0, 9.0])}, {"w": torch.tensor([True, True, False])}
     assert l2_distance(w, {"w": torch.zeros(3)}, mask) == 5
@@ -153,5 +164,9 @@ def test_what_is_refused(data: Any) -> None:
         lottery_ticket(mlp(), data, steps=4, controls=["reinitt"])
     with pytest.raises(ArgumentError, match=r"there is no level 9\. Levels go from 0, the whole network, to 2\."):
         lottery_ticket(mlp(), data, steps=4, levels=2, control_levels=[9])
+    with pytest.raises(ArgumentError, match=r"lottery_ticket: `points` must be 2 or more, got 1\."):
+        lottery_ticket(mlp(), data, steps=4, points=1)
+    with pytest.raises(ArgumentError, match=r'no setting of `fit_args` is called "bath_size"\. Did you mean batch_size'):
+        lottery_ticket(mlp(), data, steps=4, fit_args={"bath_size": 3})
     with pytest.raises(ArgumentError, match=r"`tolerance` must be 0 or more, got -1\."):
         lottery_ticket(mlp(), data, steps=4, tolerance=-1)

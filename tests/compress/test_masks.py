@@ -145,6 +145,32 @@ def test_removed_weights_stay_zero_with_momentum_and_decay(kind: str) -> None:
     assert bool((model[0].weight[~mask["0.weight"]] != 0).any())  # outside the `with` they learn again
 
 
+@pytest.mark.parametrize("kind", ["momentum from before", "muon"])
+def test_removed_weights_stay_zero_where_their_gradient_is_not_all_that_moves_them(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False))
+    optimizer = torch.optim.Muon(model.parameters()) if kind == "muon" else torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.randn(4, 6)).square().sum().backward()
+        optimizer.step()
+
+    step()
+    mask = magnitude_mask(model, full_mask(model), 0.5)
+    with masked(model, mask):
+        step()
+        assert bool((model[0].weight[~mask["0.weight"]] == 0).all())
+    step()
+    assert bool((model[0].weight[~mask["0.weight"]] != 0).any())
+
+
+def test_magnitudes_are_ranked_in_double_precision() -> None:
+    model = nn.Linear(2, 1).double()
+    model.weight.data = torch.tensor([[1 + 1e-12, 1.0]], dtype=torch.float64)
+    assert magnitude_mask(model, full_mask(model), 0.5)["weight"].tolist() == [[True, False]]
+
+
 def test_a_shared_weight_is_listed_once() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight

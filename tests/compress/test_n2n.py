@@ -295,6 +295,14 @@ def test_new_weights_and_untouched_teachers() -> None:
     assert all(p.requires_grad for p in first.parameters())
 
 
+def test_double_precision_stays_double() -> None:
+    keep = [True] * 9
+    keep[4] = False  # the norm whose convolution gets a bias
+    made = apply_removal(plain().double(), keep, EXAMPLE.double())
+    assert made.invalid == ""
+    assert {tensor.dtype for tensor in made.model.parameters()} == {torch.float64}  # type: ignore[union-attr]
+
+
 def test_impossible_actions_are_reported_and_never_raise() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 12, 3, padding=1), nn.MaxPool2d(4), nn.Conv2d(12, 16, 3, padding=1), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(16, 10)

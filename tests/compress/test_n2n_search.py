@@ -251,6 +251,9 @@ def test_what_is_refused(data: Any, teacher: nn.Module, tmp_path: Path) -> None:
     never.get_classifier().bias.data = torch.eye(10)[3] * 9  # type: ignore[operator]
     without = replace(data, val=data.val.subset((data.val.labels != 3).nonzero()[:, 0]))
     refused(r"the teacher is right on none of the validation images\. Train it first\.", teacher=never, data=without)
+    broken = retinue.create_model("small_convnet", widths=[12], num_classes=10, in_chans=1, input_size=8)
+    broken.get_classifier().weight.data[0] = float("nan")  # type: ignore[operator]
+    refused(r"the teacher's answers to the validation images are not finite\.", teacher=broken)
     save_policy(ShrinkagePolicy(), tmp_path / "policy")
     refused(
         r"`removal_policy` must be a RemovalPolicy of 5 numbers a layer, got a ShrinkagePolicy of 5\.", removal_policy=tmp_path / "policy"
@@ -265,6 +268,9 @@ def test_what_is_refused(data: Any, teacher: nn.Module, tmp_path: Path) -> None:
             N2N(teacher, data, **FAST).run(epochs, rollouts)
     with pytest.raises(ArgumentError, match=r'n2n: no baseline is called "unifrom"\. Did you mean uniform'):
         n2n_search(teacher, data, baselines=["unifrom"])
+    for name in ("epohcs", "run_dir"):
+        with pytest.raises(ArgumentError, match=rf'no setting of `teacher_fit` is called "{name}"\.'):
+            n2n_search(teacher, data, teacher_fit={name: 1})
     with pytest.raises(ArgumentError, match=r"`teacher` names a trained network, and `teacher_fit` trains one\. Leave one out\."):
         n2n_search(teacher, data, teacher="runs/x", teacher_fit={"epochs": 1})
 

@@ -12,6 +12,7 @@ import retinue
 from retinue.cli.recipes import Bound
 from retinue.engine import distributed
 from retinue.engine.checkpoint import write_whole
+from retinue.errors import ArgumentError
 
 
 def train_and_report(bound: Bound, run_dir: str | Path, progress: bool = True) -> dict[str, Any]:
@@ -27,10 +28,13 @@ def train_and_report(bound: Bound, run_dir: str | Path, progress: bool = True) -
     model = bound.build(data)
     for note in getattr(model, "adaptation", []):
         print(f"{bound.recipe.model['name']}: {note}", file=sys.stderr)
+    recipe = yaml.safe_dump(bound.recipe.blocks(), sort_keys=False)
+    if bound.recipe.procedure is not None:  # whose stages are read back whatever the settings; a training compares its own
+        _check_same(folder / "recipe.yaml", recipe)
     result = bound.run(folder, data, progress, model)
     if not distributed.is_first():
         return {}  # the first process measures and writes
-    write_whole(folder / "recipe.yaml", yaml.safe_dump(bound.recipe.blocks(), sort_keys=False).encode())
+    write_whole(folder / "recipe.yaml", recipe.encode())
     if bound.recipe.procedure is not None:
         write_whole(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
         _print(result)
@@ -44,6 +48,20 @@ def train_and_report(bound: Bound, run_dir: str | Path, progress: bool = True) -
     _print({"test" if labelled else "validation": numbers, "training": f"{result.steps} steps in {result.seconds:.1f} s"})
     print(f"report: {report(folder)}")
     return numbers
+
+
+def _check_same(path: Path, recipe: str) -> None:
+    """Refuse a folder in which a procedure with other settings has begun; note the settings in a new one."""
+    if not path.exists():
+        if distributed.is_first():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, recipe.encode())
+    elif (before := path.read_text(encoding="utf-8")) != recipe:
+        changed = [line.strip() for line in recipe.splitlines() if line not in before.splitlines()]
+        raise ArgumentError(
+            f"{path.parent} holds what was found with other settings ({', '.join(changed[:3]) or 'some were left out'}). "
+            "Take another --run_dir, or the settings of its recipe.yaml."
+        )
 
 
 def _print(values: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@
 masks, new initial weights, one-shot pruning) and the stability of the subnetworks.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,6 +39,7 @@ from retinue.models import adapt
 
 TrainFn = Callable[[nn.Module, Mapping[str, Tensor], int, int, int], float]
 CONTROLS = ("one_shot", "reinit", "random", "random_global")
+SETTINGS = [name for name in inspect.signature(SpanTraining).parameters if name not in ("data", "steps")]
 NEW_WEIGHTS, NEW_MASK, NEW_ORDER = 1, 2, 3  # what is derived from the seed
 
 
@@ -225,6 +227,11 @@ def lottery_ticket(
             raise unknown("lottery_ticket", "control", name, CONTROLS)
     if tolerance < 0:
         raise ArgumentError(f"lottery_ticket: `tolerance` must be 0 or more, got {tolerance}. It is how much accuracy a ticket may lack.")
+    if points < 2:
+        raise ArgumentError(f"lottery_ticket: `points` must be 2 or more, got {points}. Both ends are points; the paper has 31.")
+    for name in fit_args or ():
+        if name not in SETTINGS:
+            raise unknown("lottery_ticket", "setting of `fit_args`", name, SETTINGS)
     of_controls = sorted(set(range(1, levels + 1) if control_levels is None else control_levels))
     of_stability = sorted({levels} if stability_levels is None else set(stability_levels))
     for number in (*of_controls, *of_stability):
@@ -285,7 +292,12 @@ def lottery_ticket(
 
 
 def _one_shot(model: nn.Module, dense: Level, like: Mask, scope: Scope, ignore: Collection[str]) -> Mask:
-    """Prune the whole network's trained weights once, to as many as another mask keeps."""
+    """Prune the whole network's trained weights once, to as many as another mask keeps (in each layer, where layers are ranked alone)."""
     model.load_state_dict(dense.weights)
-    total = remaining(dense.mask)
-    return magnitude_mask(model, dense.mask, Fraction(total - remaining(like), total), scope, ignore)
+    mask = dense.mask
+    for ranked in [[name] for name in like] if scope == "layer" else [list(like)]:
+        removed = sum(int((~like[name]).sum()) for name in ranked)
+        if removed:
+            others = {*ignore, *mask} - {name for name in ranked if name not in ignore}
+            mask = magnitude_mask(model, mask, Fraction(removed, remaining(mask)), ignore=others)
+    return mask

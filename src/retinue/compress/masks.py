@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from retinue.errors import ArgumentError, ShapeError, unknown
 
@@ -148,7 +149,7 @@ def magnitude_mask(
     cut_count(fraction, 1)
     weights, candidates = check_mask(model, mask), prunable(model, ignore)
     result = {name: mask[name].detach().to("cpu", torch.bool, copy=True) for name in weights}
-    sizes = {name: weights[name].detach().abs().float().cpu() for name in candidates}
+    sizes = {name: weights[name].detach().abs().cpu() for name in candidates}
     for name, size in sizes.items():
         if not bool(torch.isfinite(size).all()):
             raise ArgumentError(f'magnitude_mask: the weight "{name}" is not finite. Prune a network whose training went well.')
@@ -224,19 +225,26 @@ def apply_mask(model: nn.Module, mask: Mapping[str, Tensor]) -> None:
 def masked(model: nn.Module, mask: Mapping[str, Tensor]) -> Iterator[None]:
     """Keep removed weights at exactly zero while anything trains the model inside the `with`, such as `retinue.fit`.
 
-    Their gradients are zero, so that momentum stays zero, and weight decay keeps a zero at zero.
+    Their gradients are zero, so that momentum stays zero; what an optimiser moves all the same, by momentum from before or by mixing the
+    gradients of a layer as Muon does, is set to zero again after its step.
 
     Raises:
         ArgumentError: if the mask is of another network or not binary.
         ShapeError: if a part has another shape than its weight.
     """
     apply_mask(model, mask)
-    hooks = []
-    for name, weight in check_mask(model, mask).items():
-        if weight.grad is not None:  # left by a training before, to which the next backward pass would add
-            weight.grad.masked_fill_(~mask[name].to(weight.grad.device, torch.bool), 0.0)
-        if weight.requires_grad:
-            hooks.append(weight.register_hook(_Kept(~mask[name].to(torch.bool))))
+    removed = {name: _Removed(weight, ~mask[name].to(torch.bool)) for name, weight in check_mask(model, mask).items()}
+
+    def clear(*_: Any) -> None:
+        for one in removed.values():
+            one.clear()
+
+    hooks: list[Any] = [register_optimizer_step_post_hook(clear)]
+    for one in removed.values():
+        if one.weight.grad is not None:  # left by a training before, to which the next backward pass would add
+            one.weight.grad = one(one.weight.grad)
+        if one.weight.requires_grad:
+            hooks.append(one.weight.register_hook(one))
     try:
         yield
     finally:
@@ -244,12 +252,17 @@ def masked(model: nn.Module, mask: Mapping[str, Tensor]) -> Iterator[None]:
             hook.remove()
 
 
-class _Kept:
-    """Clears the gradient of removed weights; the mask follows the gradient's device once."""
+class _Removed:
+    """Clears a weight and its gradient where it is removed; the mask follows the weight's device once."""
 
-    def __init__(self, removed: Tensor) -> None:
-        self.removed = removed
+    def __init__(self, weight: nn.Parameter, where: Tensor) -> None:
+        self.weight, self.where = weight, where
 
     def __call__(self, gradient: Any) -> Any:
-        self.removed = self.removed.to(gradient.device)
-        return gradient.masked_fill(self.removed, 0.0)
+        self.where = self.where.to(gradient.device)
+        return gradient.masked_fill(self.where, 0.0)
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        self.where = self.where.to(self.weight.device)
+        self.weight.masked_fill_(self.where, 0.0)

@@ -167,6 +167,8 @@ class N2N:
         if self.accuracy == 0:
             raise ArgumentError("n2n: the teacher is right on none of the validation images. Train it first.")
         self.answers: Tensor | None = None
+        if not bool(torch.isfinite(logits(teacher, data.val)[0]).all()):
+            raise ArgumentError("n2n: the teacher's answers to the validation images are not finite. Take one whose training went well.")
 
     def run(self, epochs: int | Sequence[int] = 100, rollouts: int = 5) -> CompressionResult:
         """Search, and train the best student to the end.

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from retinue.compress.n2n import N2N, CompressionResult, Stage
+from retinue.compress.n2n import N2N, SETTINGS, CompressionResult, Stage
 from retinue.data import Data
 from retinue.engine import Supervised, fit, load, stages
 from retinue.errors import ArgumentError, unknown
@@ -93,13 +93,16 @@ def n2n_search(
         stage the mean reward of its first and its last third of epochs, and its number of invalid students.
 
     Raises:
-        ArgumentError: as `N2N`, or if there is no such baseline, or both `teacher` and `teacher_fit` are given.
+        ArgumentError: as `N2N`, or if there is no such baseline or setting of `teacher_fit`, or both `teacher` and `teacher_fit` are given.
     """
     for name in baselines:
         if name not in BASELINES:
             raise unknown("n2n", "baseline", name, BASELINES)
     if teacher is not None and teacher_fit is not None:
         raise ArgumentError("n2n: `teacher` names a trained network, and `teacher_fit` trains one. Leave one out.")
+    for name in teacher_fit or ():
+        if name not in (*SETTINGS, "seed"):
+            raise unknown("n2n", "setting of `teacher_fit`", name, SETTINGS)
     folder = None if run_dir is None else Path(run_dir)
     network = model if teacher is None else load(teacher)
     if teacher_fit is not None:

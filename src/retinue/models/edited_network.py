@@ -202,7 +202,7 @@ class _Builder:
         args: Any = fx.node.map_arg(node.args, lambda n: value[n])
         kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: value[n])
         if node.op == "placeholder":
-            return torch.zeros(self.layers.images.shape)
+            return torch.zeros(self.layers.images.shape, dtype=self.layers.images.dtype)
         if node.op == "get_attr":
             self.parts[str(node.target)] = self._tensor(node)
             return self.parts[str(node.target)]
@@ -319,7 +319,7 @@ def _anew(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], add: Sequence
             shape = shapes.get(name, tensor.shape if tensor is not None and tensor.ndim == 0 else None)
             if shape is None:
                 shape = (width, *tensor.shape[1:])
-            dtype = torch.get_default_dtype() if tensor is None else tensor.dtype
+            dtype = made.weight.dtype if tensor is None else tensor.dtype
             fresh = torch.zeros(shape, dtype=dtype) if kind is made._buffers else torch.ones(shape, dtype=dtype)
             kind[name] = fresh if kind is made._buffers else nn.Parameter(fresh)
     if hasattr(made, "reset_parameters"):
