@@ -438,6 +438,12 @@ def test_wrong_configurations_and_beginnings_are_refused() -> None:
         pool.init_stitches("distilled")
     with pytest.raises(ArgumentError, match="instance 1 has width 32 and the teacher 64, so `maps` must have those of instance 1 too"):
         pool.init_stitches("distilled", {0: [torch.zeros(16, 64)]})
+    for wrong in (torch.zeros(32, 16), torch.zeros(1, 32), torch.zeros(7, 32)):  # turned round, or of another instance
+        told = rf"a map of instance 0 must lead .* \(16, teacher.s width\), got \({wrong.shape[0]}, {wrong.shape[1]}\)\. Take those"
+        with pytest.raises(ArgumentError, match=told):
+            pool.init_stitches("distilled", {0: [torch.zeros(16, 32), wrong]})
+        with pytest.raises(ArgumentError, match=told):
+            pool.init_stitches("distilled", {0: [wrong]})
     with pytest.raises(ArgumentError, match=r"least squares needs `batch`, normalised images\. The paper of SN-Net takes 100\."):
         pool.init_stitches("least_squares")
     with pytest.raises(ArgumentError, match="`last` must be a block from 0 to 2, got 3"):

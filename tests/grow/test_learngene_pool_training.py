@@ -18,12 +18,13 @@ from torch.testing import assert_close
 import retinue
 from retinue.data import Data
 from retinue.engine.seeds import mix
-from retinue.errors import ArgumentError, CheckpointError
+from retinue.errors import ArgumentError, CheckpointError, NonFiniteError
 from retinue.grow.learngene_distillation import LearngeneDistillation, PoolTraining, depth_points, distil_instance
 from retinue.grow.learngene_pool import LearngenePool, measure_pool, read_pool, save_pool, select, train_learngene_pool
 from retinue.models import tiny
 from retinue.models.export import export, read_facts
 from retinue.models.macs import count_macs
+from retinue.models.stitches import tokens_of
 from retinue.train import Supervised
 
 SMALL: dict[str, Any] = {"patch_size": 2, "num_heads": 2, "mlp_ratio": 2}
@@ -338,7 +339,7 @@ def test_stitches_begin_with_the_maps_of_the_stages() -> None:
     assert all(parameter.requires_grad for parameter in ancestry.parameters())
     assert len(numbers) == 3 + 5 + 1
     again = copy.deepcopy(student)
-    with pytest.raises(ArgumentError, match="`maps` has none of instance 0"):  # nothing was distilled
+    with pytest.raises(ArgumentError, match="needs the maps that instances learn while they are distilled, and `instance_epochs` is 0"):  # nothing was distilled
         train_learngene_pool(ancestry, data, instances=[again, vit(16)], instance_epochs=0, pool_epochs=0, **QUICK)
     fitted = train_learngene_pool(
         ancestry, data, instances=[again, vit(16)], window=1, instance_epochs=0, pool_epochs=0, init="least_squares", twins="all",
@@ -414,6 +415,24 @@ def test_teachers_that_do_not_fit_are_refused() -> None:
         LearngeneDistillation(gated[0], gated[1])
     with pytest.raises(ArgumentError, match=r"the teacher has 3 classes and .* has 10\. Take one that knows the same"):
         retinue.fit(a_pool(), PoolTraining(vit(num_classes=3)), digits(), max_steps=1, progress=False)
+    for other in (vit(in_chans=3), vit(input_size=16)):
+        with pytest.raises(
+            ArgumentError, match=r"PoolTraining: the teacher cannot take images of 8x8 px and 1 channels \(.*Open the data at"
+        ):
+            retinue.fit(a_pool(), PoolTraining(other), digits(), max_steps=1, progress=False)
+
+
+def test_a_teacher_of_anyones_counts_its_classes_by_its_answers() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # without `num_classes`
+    assert retinue.fit(a_pool(), PoolTraining(flat), digits(), max_steps=1, progress=False).steps == 1
+
+
+def test_nan_in_the_teacher_is_told_as_what_it_is() -> None:
+    sick = vit(24, 6)
+    sick.blocks[0].mlp.fc1.weight.data.fill_(torch.nan)
+    assert tokens_of(sick).depth == 6
+    with pytest.raises(NonFiniteError, match="the loss became nan at step 0"):
+        distil_instance(sick, vit(16), digits(), max_steps=1, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -432,6 +451,32 @@ def test_teachers_that_do_not_fit_are_refused() -> None:
         (
             lambda: train_learngene_pool(vit(16, 6), digits(), instances=NAMED, points=[["end"]]),
             r"`points` needs one list for each of the 2 instances, got 1",
+        ),
+        *[  # said before the ancestry is trained, whose settings cannot be either
+            (
+                lambda wrong=wrong: train_learngene_pool(
+                    vit(16, 6), digits(), **{"instances": NAMED, "ancestry_epochs": 1, "optimizer": "none such", **wrong}
+                ),
+                message,
+            )
+            for wrong, message in (
+                ({"init": "distiled"}, r'no `init` is called "distiled"\. Did you mean distilled'),
+                (
+                    {"alpha": 3},
+                    r"`alpha` must lie in \[0, 1\] and `fit_images` be at least 1, got 3 and 100\. The papers have 0\.1 and 100",
+                ),
+                ({"fit_images": 0}, r"`fit_images` be at least 1, got 0\.1 and 0"),
+                ({"instances": [{"embed_dim": 8}, NAMED[1]]}, r'a network must be \{"name": NAME, its options\}, got \{.embed_dim.: 8\}'),
+                ({"distil": 7}, r"PoolTraining: `distil` must lie in \[0, 1\], got 7"),
+                (
+                    {"instance_epochs": 0},
+                    r'init="distilled" needs the maps .* `instance_epochs` is 0\. Take init="least_squares", or distil',
+                ),
+            )
+        ],
+        (
+            lambda: train_learngene_pool(vit(16, 6), retinue.data.open("digits", val_fraction=0, test_fraction=0), instances=NAMED),
+            r"train_learngene_pool: there are no test and no validation images to measure on\. Open the data with test_fraction=0\.2",
         ),
         (lambda: measure_pool(vit(8), digits().test), r"measure_pool: the model must be a LearngenePool, got VisionTransformer"),
     ],

@@ -350,11 +350,34 @@ def test_without_a_classifier_the_wide_features_are_those_of_the_members_side_by
             {"input_size": 8},
             "the groups of `module.2` reach over several parts of its inputs, which are not in order.",
         ),
+        (
+            lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 1)), nn.Flatten(), nn.Linear(512, 2)),
+            {"input_size": 8},
+            "the weight of `0` is computed from other tensors (weight norm, pruning, ...), and here templates are to compute it.",
+        ),
+        (
+            lambda: network("ours").double(),
+            {},
+            "the network has parameters of torch.float64, and templates are torch.float32. Give network",
+        ),
+        (lambda: Joined(), {"input_size": 8}, "the wide network is not the sum of its members even without new coefficients; it seems to"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(net: object, options: dict, message: str) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):
         convert(net(), **options)
+
+
+class Joined(nn.Module):
+    """A slope for each channel behind two maps in a row, so that neither half of the slopes is a member's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.slopes, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.PReLU(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.fc(self.slopes(torch.cat([x, self.b(x)], 1)).mean((2, 3)))
 
 
 class NoClassifier(nn.Module):

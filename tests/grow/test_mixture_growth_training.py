@@ -345,6 +345,13 @@ def test_bad_plans_are_refused() -> None:
         train_mixture_growth(model(), digits(), keep_optimizer=True)
     with pytest.raises(ArgumentError, match=r"`norm_decay` must be 0 or more, got -1\. The released code has its weight decay\."):
         MixtureGrowth(norm_decay=-1)
+    late: Any = {"optimizer": "none such", "progress": False}  # what cannot grow is said before a member is trained
+    with pytest.raises(ArgumentError, match=r'grow: no `init` is called "ortogonal"\. Did you mean orthogonal'):
+        train_mixture_growth(model(), digits(), init="ortogonal", **late)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r'no `orthogonal_mode` is called "exakt"'):
+        train_mixture_growth(model(), digits(), orthogonal_mode="exakt", **late)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"train_mixture_growth: there are no test and no validation images to measure on\. Open the"):
+        train_mixture_growth(model(), retinue.data.open("digits", val_fraction=0, test_fraction=0))
 
 
 def test_bad_objectives_are_refused() -> None:

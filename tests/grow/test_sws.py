@@ -315,6 +315,13 @@ def test_other_mistakes_are_named() -> None:
         stage_map(4, 0)
 
 
+@pytest.mark.parametrize("option", [{"act_layer": torch.nn.ReLU}, {"qk_norm": True}, {"init_values": 1e-5}])
+def test_options_that_a_descendant_would_not_inherit_are_refused(option: dict[str, Any]) -> None:
+    told = rf'StageSharedViT: no option is called "{next(iter(option))}"\..* For any other transformer of timm: share_stages\(model\)\.'
+    with pytest.raises(ArgumentError, match=told):
+        StageSharedViT(8, 2, 16, 2, (2, 1), num_classes=3, in_chans=1, **option)
+
+
 def test_networks_by_name_are_built_on_the_meta_device_and_for_small_images() -> None:
     with torch.device("meta"):
         small: Any = create_model("sws_des_small", depth=2, num_classes=0, in_chans=1, input_size=(14, 21))

@@ -18,6 +18,7 @@ from retinue.cli import recipes
 from retinue.data import Batch, Data, Preprocessing
 from retinue.engine.optim import exempt_from_decay, make_optimizer
 from retinue.errors import ArgumentError
+from retinue.grow import sws_stages
 from retinue.grow.sws import SoftDistillation, fit_learngene, initialise_descendant, share_stages
 from retinue.grow.sws_distillation import find_teacher
 from retinue.grow.sws_stages import train_sws
@@ -243,6 +244,16 @@ def test_the_procedure_counts_what_it_costs_and_reads_back_what_is_done(tmp_path
     assert train_sws(vit(5), data, **settings) == numbers
 
 
+def test_images_of_several_devices_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_one(*given: Any, devices: int = 1, batch_size: int = 64, **options: Any) -> Any:
+        return retinue.fit(*given, batch_size=devices * batch_size, **options)
+
+    monkeypatch.setattr(sws_stages, "fit", in_one)
+    data, quick = digits(), {"epochs": 1, "devices": 2, **QUICK}
+    numbers = train_sws(vit(), data, teacher=cnn(), auxiliary_fit=quick, depths=[2], descendant_fit=quick, progress=False)
+    assert numbers["cost"]["descendants"] == 3 * numbers["depth 2"]["macs"] * len(data.train)
+
+
 def test_a_network_of_anyones_goes_through_the_procedure(tmp_path: Path) -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -302,6 +313,10 @@ def test_procedures_that_cannot_be() -> None:
         fit_learngene(vit(), cnn(), data, stages=[2, 2])
     with pytest.raises(ArgumentError, match="has no two successive residual blocks of the same shape"):
         fit_learngene(cnn(), vit(), data)
+    with pytest.raises(ArgumentError, match=r"train_sws: there are no test and no validation images to measure on\. Open the data with"):
+        train_sws(vit(), retinue.data.open("digits", val_fraction=0, test_fraction=0), teacher=cnn())
+    with pytest.raises(ArgumentError, match=r"`tau` must be above 0, got 0"):  # and no teacher was trained before that was said
+        train_sws(vit(), data, teacher=cnn(), teacher_fit={"optimizer": "none such"}, tau=0.0)
 
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])

@@ -189,12 +189,24 @@ class PoolTraining(Supervised):
         return check_pool(model, "PoolTraining")
 
     def check(self, model: nn.Module, data: Data) -> None:
-        """Refuse a pool or a teacher with another number of classes than the data has."""
+        """Refuse a pool or a teacher with another number of classes than the data has, or a teacher that cannot take the images."""
         super().check(model, data)
-        if self.teacher is not None and self.teacher.num_classes != len(data.classes):
+        if self.teacher is None:
+            return
+        like = next(self.teacher.parameters(), torch.empty(0))
+        height, width = data.preprocessing.input_size
+        blank = torch.zeros(2, data.preprocessing.channels, height, width, device=like.device, dtype=like.dtype)
+        try:
+            with torch.no_grad(), evaluating(self.teacher):
+                classes = self.teacher(blank).shape[-1]
+        except (RuntimeError, ValueError, AssertionError) as error:
             raise ArgumentError(
-                f"PoolTraining: the teacher has {self.teacher.num_classes} classes and {data.name} has {len(data.classes)}. Take one "
-                "that knows the same."
+                f"PoolTraining: the teacher cannot take images of {height}x{width} px and {data.preprocessing.channels} channels "
+                f"({' '.join(str(error).split())[:160]}). Open the data at its size: input_size=..., channels=..."
+            ) from error
+        if classes != len(data.classes):
+            raise ArgumentError(
+                f"PoolTraining: the teacher has {classes} classes and {data.name} has {len(data.classes)}. Take one that knows the same."
             )
 
     def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

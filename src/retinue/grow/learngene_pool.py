@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import safetensors
 import safetensors.torch
@@ -35,7 +35,7 @@ from retinue.grow.learngene_distillation import (
 )
 from retinue.models import config as rebuilt
 from retinue.models import count_macs, create_model, untrained
-from retinue.models.learngene_pool import How, LearngenePool, Pairs
+from retinue.models.learngene_pool import How, LearngenePool, Pairs, named_network
 from retinue.models.stitches import Configuration, stitch_pairs, tokens_of
 
 __all__ = [
@@ -278,24 +278,42 @@ def train_learngene_pool(
             f"train_learngene_pool: epochs must be 0 or more, got {ancestry_epochs}, {instance_epochs} and {pool_epochs} of ancestry, "
             "instances and pool."
         )
+    if init not in get_args(How):
+        raise unknown("train_learngene_pool", "`init`", init, get_args(How))
+    if not 0 <= alpha <= 1 or fit_images < 1:
+        raise ArgumentError(
+            f"train_learngene_pool: `alpha` must lie in [0, 1] and `fit_images` be at least 1, got {alpha} and {fit_images}. The papers "
+            "have 0.1 and 100."
+        )
+    PoolTraining(nn.Identity() if distil else None, distil, tau)  # refuses before anything is trained
     official: list[Sequence[str]] = [POINTS, *[("end",)] * (len(instances) - 1)]
     chosen = [list(one) for one in (official if points is None else points)]
     if len(chosen) != len(instances):
         raise ArgumentError(f"train_learngene_pool: `points` needs one list for each of the {len(instances)} instances, got {len(chosen)}.")
+    held_out = data.test if len(data.test) else data.val
+    if not len(held_out):
+        raise ArgumentError(
+            "train_learngene_pool: there are no test and no validation images to measure on. Open the data with test_fraction=0.2."
+        )
     seen = data.preprocessing
     shape: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": seen.channels, "input_size": seen.input_size}
     with own_randomness():
         students: list[nn.Module] = []
         for i, one in enumerate(instances):
             seed_all(seed, 1, i)
-            students.append(one if isinstance(one, nn.Module) else create_model(**{**one, **shape}))
+            students.append(one if isinstance(one, nn.Module) else named_network(one, shape))
         seed_all(seed, 2)
         pool = LearngenePool(students, pairs, window, stride)
     for student, own in zip(students, chosen):  # what does not fit is said before anything is trained
         check_kinship(student, model, own)
+    mapped = [pair for pair in pool.pairs if len({pool.tokens[i].width for i in pair}) > 1]
+    if init in ("distilled", "pseudo_inverse") and mapped and not instance_epochs:
+        raise ArgumentError(
+            f'train_learngene_pool: init="{init}" needs the maps that instances learn while they are distilled, and `instance_epochs` is '
+            '0. Take init="least_squares", or distil.'
+        )
     pool.classes, pool.preprocessing = data.classes, seen  # type: ignore[assignment]
     finished = stages(run_dir)
-    held_out = data.test if len(data.test) else data.val
     common: dict[str, Any] = {
         "batch_size": batch_size, "optimizer": optimizer, "weight_decay": weight_decay, "schedule": schedule, "ema": ema, "views": views,
         "seed": seed, "progress": progress,

@@ -1,5 +1,6 @@
 """MixtureGrowth from the first member to the wide network, with what each phase costs (Pham et al. 2024, arXiv 2311.04251, section 4)."""
 
+import copy
 import csv
 import io
 from collections.abc import Callable, Iterator
@@ -208,16 +209,22 @@ def train_mixture_growth(
         raise ArgumentError(
             "train_mixture_growth: keep_optimizer=True needs a `run_dir`, from whose checkpoints the members' momentum is read. Name one."
         )
+    held_out = data.test if len(data.test) else data.val
+    if not len(held_out):
+        raise ArgumentError(
+            "train_mixture_growth: there are no test and no validation images to measure on. Open the data with test_fraction=0.2."
+        )
     with own_randomness():
         seed_all(seed)
         network: Any = model
         if not isinstance(model, MixtureGrowthNet):
             network = convert(model, input_size=data.preprocessing.input_size)
         narrow, wide = materialise(network, 0), fresh(network)
+        for weight in copy.deepcopy(network.weights).values():  # what cannot grow is refused before anything is trained
+            weight.grow(init, scale, noise, orthogonal_mode)
     macs, counts = multiply_adds(network, data.preprocessing.input_size), parameters(network)
     costs: dict[str, float] = dict(plan.costs(macs, len(data.train)))
     finished = stages(run_dir)
-    held_out = data.test if len(data.test) else data.val
     device = next(network.parameters()).device
     norm_decay = weight_decay if decay_norms else 0.0
 

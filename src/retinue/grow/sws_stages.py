@@ -95,12 +95,15 @@ def train_sws(
         raise ArgumentError(
             "train_sws: among several `scratch_lrs` validation images choose, and there are none. Open the data with val_fraction=0.1."
         )
-    finished, size = Stages(run_dir), data.preprocessing.input_size
     held_out = data.test if len(data.test) else data.val
+    if not len(held_out):
+        raise ArgumentError("train_sws: there are no test and no validation images to measure on. Open the data with test_fraction=0.2.")
+    SoftDistillation(nn.Identity(), alpha=alpha, tau=tau, label_smoothing=label_smoothing)  # refuses before anything is trained
+    finished, size = Stages(run_dir), data.preprocessing.input_size
     auxiliary: Any = shared_network(model, data, stages)
     ways = {_name(depth): depth for depth in depths}
     for depth in ways.values():
-        initialise_descendant(auxiliary, _layers(depth))  # refuses before anything is trained
+        initialise_descendant(auxiliary, _layers(depth))  # so does this
 
     def trained(name: str, network: Any, objective: Objective, settings: Mapping[str, Any]) -> dict[str, Any]:
         def stage() -> dict[str, Any]:
@@ -108,7 +111,7 @@ def train_sws(
                 exempt_from_decay(network), objective, data, **{"views": views, **settings}, seed=seed, run_dir=finished.folder(name),
                 progress=progress,
             )  # fmt: skip
-            epochs = run.steps / len(data.train.loader(settings.get("batch_size", 64), shuffle=True))
+            epochs = run.steps / len(data.train.loader(settings.get("batch_size", 64), shuffle=True, world=settings.get("devices", 1)))
             val = _measured(run.model, data.val)
             return {"weights": dict(run.model.state_dict()), "test": _measured(run.model, held_out), "val": val, "epochs": epochs}
 

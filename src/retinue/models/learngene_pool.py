@@ -228,6 +228,13 @@ class LearngenePool(nn.Module):
             raise ArgumentError(
                 f"init_stitches: `maps` has none of instance {f}, which is stitched into {e}. Distil it, or use another `how`."
             )
+        for i in (f, e):
+            for found in maps.get(i, ()):
+                if found.shape != (self.tokens[i].width, front[0].shape[1]):
+                    raise ArgumentError(
+                        f"init_stitches: a map of instance {i} must lead from the teacher's width to its own, of shape "
+                        f"({self.tokens[i].width}, teacher's width), got {tuple(found.shape)}. Take those of distil_instance."
+                    )
         teacher = front[0].shape[1]
         back = None if teacher == wide else maps.get(e)
         if teacher != wide and not back:
@@ -291,7 +298,12 @@ def _common(made: Sequence[dict[str, Any] | None]) -> tuple[list[dict[str, Any]]
     return (own, shapes[0]) if all(shape == shapes[0] for shape in shapes) else None
 
 
-def _named(options: Mapping[str, Any], shape: Mapping[str, Any]) -> nn.Module:
+def named_network(options: Mapping[str, Any], shape: Mapping[str, Any]) -> nn.Module:
+    """Build an instance from its name and options, and the shape that all share.
+
+    Raises:
+        ArgumentError: if there is no name, or `create_model` refuses the options.
+    """
     if "name" not in options:
         raise ArgumentError(f'learngene_pool: a network must be {{"name": NAME, its options}}, got {dict(options)}.')
     return create_model(**{**options, **shape})
@@ -325,7 +337,7 @@ def learngene_pool(
         ArgumentError: if a network cannot be built, or the pool not be made of them.
     """
     shape = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size}
-    return LearngenePool([_named(options, shape) for options in instances], pairs, window, stride, narrowing=narrowing)
+    return LearngenePool([named_network(options, shape) for options in instances], pairs, window, stride, narrowing=narrowing)
 
 
 @register(cfg=CFG)
@@ -354,6 +366,6 @@ def learngene_stitched(
         ArgumentError: if a network cannot be built or cut so.
     """
     shape = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size}
-    networks = [_named(front, shape), _named(back, shape)]
+    networks = [named_network(front, shape), named_network(back, shape)]
     _agreeing(networks)
     return StitchedNetwork(networks[0], networks[1], last, first)

@@ -143,6 +143,15 @@ class MixtureGrowthNet(nn.Module):
                 f"convert: {type(arch).__name__} is in template form already. Train and grow it as it is, or convert the ordinary network: "
                 "retinue.grow.materialise(model)."
             )
+        for name, layer in arch.named_modules():
+            if isinstance(layer, LAYERS) and "weight" not in layer._parameters:
+                raise ArgumentError(
+                    f"convert: the weight of `{name}` is computed from other tensors (weight norm, pruning, ...), and here templates are "
+                    "to compute it. Remove that first, such as by torch.nn.utils.parametrize.remove_parametrizations."
+                )
+        other = next((str(p.dtype) for p in arch.parameters() if p.dtype != torch.float32), None)
+        if other is not None:
+            raise ArgumentError(f"convert: the network has parameters of {other}, and templates are torch.float32. Give network.float().")
         return adapt(copy.deepcopy(arch), input_size=input_size), config(arch)
 
     def _name(self, made: dict[str, Any] | None, own: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ TOKENS = 7  # a side of the grid of patches, at least, where the patch can be ch
 CFG = {"first_conv": "patch_embed.proj", "classifier": "head", "crop_pct": 0.9}
 SIZES: dict[str, dict[str, Any]] = {"small": {"embed_dim": 384, "num_heads": 6}, "base": {"embed_dim": 768, "num_heads": 12}}
 INITS = {"trunc": "", "torch": "skip"}  # ours -> timm's
+OPTIONS = ("num_classes", "in_chans", "mlp_ratio", "drop_rate", "drop_path_rate")  # of timm's, those that descendants inherit
 Init = Literal["trunc", "torch"]
 
 
@@ -37,10 +38,10 @@ class StageSharedViT(VisionTransformer):
         num_heads: heads of attention, in descendants too.
         stages: layers of each stage.
         init: "trunc" is timm's truncated normal of deviation 0.02; "torch" is that of torch's layers, which narrow networks need.
-        options: of timm's network: num_classes, in_chans, mlp_ratio, drop_rate, drop_path_rate, ...
+        options: of timm's network: num_classes, in_chans, mlp_ratio, drop_rate, drop_path_rate.
 
     Raises:
-        ArgumentError: if the stages or another argument cannot be.
+        ArgumentError: if the stages or another argument cannot be, or there is no such option.
 
     >>> model = StageSharedViT(8, 2, 32, 2, stages=(2, 2), num_classes=10, in_chans=1)
     >>> len(model.blocks), len({id(block.mlp.fc1.weight) for block in model.blocks})
@@ -59,6 +60,9 @@ class StageSharedViT(VisionTransformer):
     ) -> None:
         if not stages or not all(isinstance(count, int) and count >= 1 for count in stages):
             raise ArgumentError(f"stage_shared_vit: `stages` must be the layers of each stage, at least 1, got {list(stages)}.")
+        for name in options:
+            if name not in OPTIONS:
+                raise unknown("StageSharedViT", "option", name, OPTIONS, "For any other transformer of timm: share_stages(model).")
         sides = image_size(img_size) or (224, 224)
         super().__init__(**_options(sides, patch_size, embed_dim, num_heads, sum(stages), init, options), fc_norm=False)
         _positions(self, init)

@@ -57,7 +57,11 @@ def check_sum(network: Any, sizes: tuple[int, int, int]) -> None:
     """
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     full, images = network.full, images_for(network, sizes)
+    generator = torch.Generator("cpu").manual_seed(1)
     try:
+        for parameter in network.members.parameters():  # apart, as after training: what is alike in all channels may be shuffled unseen
+            if parameter.numel() > 1 and not parameter.is_meta:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter))
         with evaluating(network):
             wanted = network(images, member=0) + network(images, member=1)
             network.trained.fill_(True)
