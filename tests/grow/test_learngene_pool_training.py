@@ -339,7 +339,7 @@ def test_stitches_begin_with_the_maps_of_the_stages() -> None:
     assert all(parameter.requires_grad for parameter in ancestry.parameters())
     assert len(numbers) == 3 + 5 + 1
     again = copy.deepcopy(student)
-    with pytest.raises(ArgumentError, match="needs the maps that instances learn while they are distilled, and `instance_epochs` is 0"):  # nothing was distilled
+    with pytest.raises(ArgumentError, match=r"needs the maps that .* and `instance_epochs` is 0"):  # nothing was distilled
         train_learngene_pool(ancestry, data, instances=[again, vit(16)], instance_epochs=0, pool_epochs=0, **QUICK)
     fitted = train_learngene_pool(
         ancestry, data, instances=[again, vit(16)], window=1, instance_epochs=0, pool_epochs=0, init="least_squares", twins="all",
