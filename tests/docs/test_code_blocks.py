@@ -243,7 +243,11 @@ def test_the_system_that_a_newcomer_adds_works(tmp_path: Path) -> None:
     for name in ("src", "tools", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "systems", "images"))
     (tmp_path / "tests").mkdir()
-    for name in ("README.md", "pyproject.toml", *(f"tests/{name}.py" for name in ("conftest", "checker", "support", "test_every_system"))):
+    for name in (
+        "README.md",
+        "pyproject.toml",
+        *(f"tests/{name}.py" for name in ("conftest", "checker", "support", "test_every_system", "twelve")),
+    ):
         shutil.copy(ROOT / name, tmp_path / name)
     laid = tool("new").lay_down("quarter-turns", "pretrain", tmp_path)
     files = {tmp_path / block.title: block.text for block in blocks(ROOT / "docs/add-a-system.md") if block.title}
