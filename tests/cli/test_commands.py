@@ -218,6 +218,7 @@ def test_a_procedure_prints_and_keeps_what_it_found(tmp_path: Path, capsys: pyte
     assert answer(capsys, *words) == text  # read back, not trained again
     other = refusal(capsys, *words, "procedure.seed", "1")
     assert f"{tmp_path} holds what was found with other settings (seed: 1). Take another --run_dir" in other
+    assert "could not be written: Not a directory" in refusal(capsys, *words[:-1], str(tmp_path / "result.json" / "below"))
 
 
 def test_claims_and_systems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

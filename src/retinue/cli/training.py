@@ -54,7 +54,6 @@ def _check_same(path: Path, recipe: str) -> None:
     """Refuse a folder in which a procedure with other settings has begun; note the settings in a new one."""
     if not path.exists():
         if distributed.is_first():
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, recipe.encode())
     elif (before := path.read_text(encoding="utf-8")) != recipe:
         changed = [line.strip() for line in recipe.splitlines() if line not in before.splitlines()]
