@@ -27,7 +27,7 @@ def milliseconds(networks: list[nn.Module]) -> list[float]:
     torch.set_num_threads(1)
     x, times = torch.randn(1, 3, SIDE, SIDE), [[] for _ in networks]  # type: ignore[var-annotated]
     with torch.no_grad():
-        for turn in range(40):
+        for turn in range(300):
             for network, own in zip(networks, times):
                 started = time.perf_counter()
                 network(x)
