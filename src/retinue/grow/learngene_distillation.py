@@ -17,6 +17,7 @@ from retinue.data import Batch, Data, Loader
 from retinue.engine import Supervised, evaluating, fit, judge, load
 from retinue.engine.seeds import mix, own_randomness, seed_all
 from retinue.errors import ArgumentError, unknown
+from retinue.grow.teachers import outputs_of
 from retinue.losses.distillation import distillation_kl, soft_cross_entropy
 from retinue.models.learngene_pool import LearngenePool
 from retinue.models.stitches import Configuration, Tokens, tokens_of
@@ -193,17 +194,7 @@ class PoolTraining(Supervised):
         super().check(model, data)
         if self.teacher is None:
             return
-        like = next(self.teacher.parameters(), torch.empty(0))
-        height, width = data.preprocessing.input_size
-        blank = torch.zeros(2, data.preprocessing.channels, height, width, device=like.device, dtype=like.dtype)
-        try:
-            with torch.no_grad(), evaluating(self.teacher):
-                classes = self.teacher(blank).shape[-1]
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise ArgumentError(
-                f"PoolTraining: the teacher cannot take images of {height}x{width} px and {data.preprocessing.channels} channels "
-                f"({' '.join(str(error).split())[:160]}). Open the data at its size: input_size=..., channels=..."
-            ) from error
+        classes = outputs_of(self.teacher, data, "PoolTraining")
         if classes != len(data.classes):
             raise ArgumentError(
                 f"PoolTraining: the teacher has {classes} classes and {data.name} has {len(data.classes)}. Take one that knows the same."

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from retinue.data import Batch, Data, Preprocessing
-from retinue.engine import Supervised, evaluating, load
+from retinue.engine import Supervised, load
 from retinue.engine.optim import exempt_from_decay
 from retinue.errors import ArgumentError
+from retinue.grow.teachers import outputs_of
 from retinue.losses.distillation import distillation_kl
 from retinue.models import create_model
 
@@ -73,17 +74,7 @@ class SoftDistillation(Supervised):
         if model is self.teacher:
             raise ArgumentError("SoftDistillation: the teacher is the network that learns. Give a copy of it, or another network.")
         self._see_as_in_training(data.preprocessing)
-        like = next(self.teacher.parameters(), torch.empty(0))
-        height, width = data.preprocessing.input_size
-        blank = torch.zeros(2, data.preprocessing.channels, height, width, device=like.device, dtype=like.dtype)
-        try:
-            with torch.no_grad(), evaluating(self.teacher):
-                outputs = self.teacher(blank).shape[-1]
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise ArgumentError(
-                f"SoftDistillation: the teacher cannot take images of {height}x{width} px and {data.preprocessing.channels} channels "
-                f"({' '.join(str(error).split())[:160]}). Open the data at its size: input_size=..., channels=..."
-            ) from error
+        outputs = outputs_of(self.teacher, data, "SoftDistillation")
         known = getattr(self.teacher, "classes", None)
         if outputs != len(data.classes) or (known is not None and list(known) != list(data.classes)):
             raise ArgumentError(
